@@ -1,0 +1,71 @@
+"""Mixup: train on convex combinations of pairs of examples and of their targets.
+
+    x~ = lam x_i + (1 - lam) x_j,   y~ = lam y_i + (1 - lam) y_j,   lam ~ Beta(alpha, alpha)
+
+with j a random permutation of the batch and one `lam` per batch.
+
+References:
+    Zhang, Cisse, Dauphin, Lopez-Paz (2018), mixup: Beyond Empirical Risk Minimization, eq. (1).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiv.core import checks
+from jaxdiv.core.types import Key, Numeric, Params
+from jaxdiv.objectives.record import Link, Record, stateless
+
+
+def mixup(alpha: Numeric = 0.2, *, num_classes: int | None = None) -> Link:
+    """Mixes inputs and targets of random pairs; stands before `forward`.
+
+    Args:
+        alpha: Concentration of the Beta distribution, > 0; the paper uses 0.1 to 0.4 on ImageNet.
+        num_classes: Needed for integer targets, which become distributions [B, num_classes].
+
+    Returns:
+        A stateless link. An example whose partner is padding (weight 0) stays as it is. In evaluation
+        (``key=None``) nothing is mixed.
+
+    Raises:
+        ValueError: If targets are integers and `num_classes` is not given, or inputs are integers.
+
+    Example:
+        >>> import jax
+        >>> from jaxdiv import objectives
+        >>> link = objectives.mixup(0.4, num_classes=3)
+        >>> batch = {"inputs": jnp.eye(2), "targets": jnp.array([0, 2])}
+        >>> record, _ = link.update(None, (), objectives.from_batch(batch), jax.random.key(0))
+        >>> record.targets.shape, bool(jnp.allclose(record.targets.sum(-1), 1.0))
+        ((2, 3), True)
+    """
+    checks.in_range("alpha", alpha, 0.0, open_low=True)
+
+    def update(params: Params, record: Record, key: Key | None) -> Record:
+        targets = record.targets
+        if any(jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.integer) for leaf in jax.tree.leaves(targets)):
+            if num_classes is None or not hasattr(targets, "dtype"):
+                raise ValueError(
+                    "link mixup cannot mix integer targets; pass num_classes= to mix their one-hot rows."
+                )
+            targets = jax.nn.one_hot(targets, num_classes)
+        if key is None:
+            return record._replace(targets=targets)
+        key_lam, key_perm = jax.random.split(key)
+        lam = jax.random.beta(key_lam, alpha, alpha)
+        size = record.weights.shape[0]
+        partner = jax.random.permutation(key_perm, size)
+        partner = jnp.where(record.weights[partner] == 0, jnp.arange(size), partner)
+
+        def mix(leaf: jax.Array) -> jax.Array:
+            return (lam * checks.floating("mixed inputs", leaf) + (1 - lam) * leaf[partner]).astype(
+                leaf.dtype
+            )
+
+        return record._replace(
+            inputs=jax.tree.map(mix, record.inputs),
+            targets=jax.tree.map(mix, targets),
+            weights=lam * record.weights + (1 - lam) * record.weights[partner],
+        )
+
+    return stateless(update)

@@ -1,0 +1,47 @@
+"""Label smoothing: mixes the targets with the uniform distribution, ``(1 - alpha) y + alpha / C``.
+
+References:
+    Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision, sec. 7.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdiv.core import checks
+from jaxdiv.core.types import Key, Numeric, Params
+from jaxdiv.objectives.record import Link, Record, select, stateless
+
+
+def smooth_labels(alpha: Numeric = 0.1, *, output: str = "logits") -> Link:
+    """Smooths the targets; stands after `forward`, whose output gives the number of classes.
+
+    Args:
+        alpha: Mass of the uniform distribution, in [0, 1].
+        output: The output whose last axis holds the classes.
+
+    Returns:
+        A stateless link that turns integer labels or distributions into smoothed distributions.
+
+    Example:
+        >>> from jaxdiv import objectives
+        >>> record = objectives.from_batch({"inputs": jnp.ones((1, 2)), "targets": jnp.array([0])})
+        >>> record = record._replace(outputs={"logits": jnp.zeros((1, 4))})
+        >>> objectives.smooth_labels(0.4).update(None, (), record, None)[0].targets.round(2).tolist()
+        [[0.7, 0.1, 0.1, 0.1]]
+    """
+    checks.in_range("alpha", alpha, 0.0, 1.0)
+
+    def update(params: Params, record: Record, key: Key | None) -> Record:
+        logits = select("smooth_labels", record, output)
+        targets = select("smooth_labels", record, "targets")
+        return record._replace(targets=optax.smooth_labels(as_distributions(targets, logits), alpha))
+
+    return stateless(update)
+
+
+def as_distributions(targets: jax.Array, logits: jax.Array) -> jax.Array:
+    """Turns integer labels into one-hot rows of the logits' width; distributions pass unchanged."""
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return targets
+    return jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.promote_types(logits.dtype, jnp.float32))

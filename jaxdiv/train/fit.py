@@ -1,0 +1,314 @@
+"""The training loop: scan-compiled chunks of steps, and everything that happens between two chunks."""
+
+import functools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdiv.core.types import Key, State
+from jaxdiv.sampling import Sampler, shuffle
+from jaxdiv.train.checkpoint import Checkpoints
+
+Row = dict[str, Any]
+
+
+class Fit(NamedTuple):
+    """What a run gave.
+
+    Attributes:
+        state: The last state.
+        history: One row per chunk: ``step``, means over the chunk of ``value``, ``terms/*`` and
+            ``metrics/*``, ``evaluation/*`` at its end, and ``seconds``.
+    """
+
+    state: State
+    history: list[Row]
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a value that is not finite.
+
+    Attributes:
+        step: The first step whose value was not finite, or the last step of the chunk whose state was not.
+        term: Name of the term, or ``"state"``.
+    """
+
+    def __init__(self, step: int, term: str, detail: str):
+        super().__init__(f"step {step}: {term} is not finite{detail}")
+        self.step = step
+        self.term = term
+
+
+def fit(
+    step: Callable[[State, Any], tuple[State, dict[str, Any]]],
+    state: State,
+    data: Mapping[str, PyTree],
+    *,
+    steps: int,
+    chunk: int = 100,
+    sampler: Sampler | None = None,
+    evaluate: Callable[[State], Mapping[str, Any]] | None = None,
+    on_visit: Callable[[State, Row], None] | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    key: Key | None = None,
+) -> Fit:
+    """Runs a step until `steps` are taken.
+
+    Steps run in compiled chunks; between two chunks the host records losses with the sampler, evaluates,
+    logs, and saves a checkpoint from which a killed run goes on bit for bit. SIGTERM ends the chunk, saves,
+    and exits with status 143.
+
+    Args:
+        step: ``(state, batch) -> (state, metrics)``, from `make_step` or alike. Runs of one and the same
+            function share their compilation.
+        state: First state; it is copied, and the copies are donated.
+        data: The data set, a mapping of arrays [N, ...] as a batch has them; ``"shared"`` is passed whole.
+            Batches get ``"index"`` unless the data bring their own.
+        steps: Number of steps in all, those of an earlier, interrupted run included.
+        chunk: Steps a chunk.
+        sampler: Chooses the batches; by default `sampling.shuffle` of up to 128 examples.
+        evaluate: ``(state) -> {name: number}``, called after each chunk.
+        on_visit: ``(state, row)``, called after each chunk with its row of the history.
+        out: Folder for ``metrics.jsonl`` and ``checkpoints/``; nothing is written by default.
+        resume: Whether to go on from the latest checkpoint in `out`; else `out` must hold none.
+        progress: Whether to show a progress bar.
+        key: Seeds the sampler; ``jax.random.key(0)`` by default.
+
+    Returns:
+        The last state and the history, both as an uninterrupted run would give them.
+
+    Raises:
+        ValueError: If the data are empty or ragged, weights are negative or all zero, or the checkpoint in
+            `out` is damaged.
+        NonFiniteError: At the first value that is not finite, naming step and term. The last finite
+            checkpoint is kept.
+        OSError: If `out` cannot be written; checkpoints saved earlier stay.
+
+    Example:
+        >>> import jax
+        >>> from jaxdiv import train
+        >>> def step(state, batch):
+        ...     error = jnp.mean((state - batch["inputs"]) ** 2)
+        ...     return state - 0.5 * jnp.mean(state - batch["inputs"]), {"value": error}
+        >>> result = train.fit(
+        ...     step, jnp.zeros(()), {"inputs": jnp.array([1.0, 3.0])}, steps=30, progress=False
+        ... )
+        >>> round(float(result.state), 3)
+        2.0
+    """
+    n = _check(data)
+    if steps < 1 or chunk < 1:
+        raise ValueError(f"steps and chunk must be at least 1; got steps={steps}, chunk={chunk}.")
+    sampler = shuffle(min(n, 128)) if sampler is None else sampler
+    sampler_state = sampler.init(n, jax.random.key(0) if key is None else key)
+    state = jax.tree.map(jnp.copy, state)
+    data = jax.tree.map(jnp.asarray, dict(data))
+    log = None if out is None else _Log(Path(out), resume)
+    done = 0
+    history: list[Row] = []
+    if log is not None:
+        done, (state, sampler_state), history = log.restore((state, sampler_state))
+
+    with _progress_bar(progress, steps, done) as advance, _terminate_gracefully() as terminated:
+        while done < steps:
+            size = min(chunk, steps - done)
+            began = time.perf_counter()
+            draws = []
+            for _ in range(size):
+                index, sampler_state = sampler.draw(sampler_state)
+                draws.append(index)
+            if len({len(index) for index in draws}) > 1:
+                raise ValueError(
+                    "sampler must keep one batch size within a chunk; let it change in record()."
+                )
+            indices = np.stack(draws)
+            state, metrics, finite = _run_chunk(step, state, data, indices)
+            metrics = jax.tree.map(np.asarray, metrics)
+            _check_finite(metrics, bool(finite), indices, done, log)
+            losses = metrics.pop("losses", None)
+            if losses is not None:
+                for index, loss in zip(indices, losses, strict=True):
+                    # A link may append rows; those drawn come first.
+                    sampler_state = sampler.record(sampler_state, index, loss[: len(index)])
+            done += size
+            row: Row = {
+                "step": done,
+                **{name: float(v.mean()) for name, v in _flat(metrics).items()},
+            }
+            if evaluate is not None:
+                row |= {f"evaluation/{name}": float(v) for name, v in evaluate(state).items()}
+            row["seconds"] = time.perf_counter() - began
+            history.append(row)
+            if log is not None:
+                log.save(done, (state, sampler_state), row)
+            if on_visit is not None:
+                on_visit(state, row)
+            advance(size, row["value"])
+            if terminated.is_set():
+                raise SystemExit(143)
+    return Fit(state, history)
+
+
+@functools.partial(jax.jit, static_argnames="step", donate_argnames="state")
+def _run_chunk(step: Any, state: State, data: Any, indices: Any) -> tuple[State, dict[str, Any], jax.Array]:
+    def body(state: State, index: jax.Array) -> tuple[State, dict[str, Any]]:
+        batch = {
+            name: jax.tree.map(lambda x: x[index], leaf) for name, leaf in data.items() if name != "shared"
+        }
+        batch.setdefault("index", index)
+        if "shared" in data:
+            batch["shared"] = data["shared"]
+        return step(state, batch)
+
+    state, metrics = jax.lax.scan(body, state, indices)
+    inexact = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    finite = (
+        jnp.all(jnp.stack([jnp.all(~jnp.isnan(leaf)) for leaf in inexact])) if inexact else jnp.array(True)
+    )
+    return state, metrics, finite
+
+
+def _check(data: Mapping[str, PyTree]) -> int:
+    sizes = {
+        name: {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(value)}
+        for name, value in data.items()
+        if name != "shared"
+    }
+    every = {size for several in sizes.values() for size in several}
+    if len(every) != 1 or 0 in every:
+        raise ValueError(f"data must hold arrays with one common, positive number of rows; got {sizes}.")
+    if "weights" in data:
+        weights = np.asarray(data["weights"])
+        if not (np.all(weights >= 0) and weights.sum() > 0):
+            raise ValueError(
+                "data['weights'] must be non-negative with a positive sum; "
+                f"got a minimum of {weights.min():g} and a sum of {weights.sum():g}."
+            )
+    return every.pop()
+
+
+def _flat(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    flat = {"value": metrics["value"]}
+    for group in ("terms", "metrics"):
+        flat |= {f"{group}/{name}": value for name, value in metrics.get(group, {}).items()}
+    return flat
+
+
+def _check_finite(
+    metrics: Mapping[str, Any], finite: bool, indices: np.ndarray, done: int, log: "_Log | None"
+) -> None:
+    kept = "" if log is None else f"; the last finite checkpoint is {log.last_checkpoint()}"
+    bad = ~np.isfinite(metrics["value"])
+    if bad.any():
+        at = int(bad.argmax())
+        terms = [name for name, value in metrics.get("terms", {}).items() if not np.isfinite(value[at])]
+        rows = ""
+        if "losses" in metrics:
+            losses = metrics["losses"][at][: indices.shape[1]]
+            spoiled = indices[at][~np.isfinite(losses)]
+            if len(spoiled):
+                rows = f" for the examples {spoiled[:5].tolist()}{' and others' if len(spoiled) > 5 else ''}"
+        name = f"term {terms[0]!r}" if terms else "the value"
+        raise NonFiniteError(done + at, name, rows + kept)
+    if not finite:
+        raise NonFiniteError(done + len(indices) - 1, "the state (parameters or memories)", kept)
+
+
+class _Log:
+    """The run folder: one line of JSON per chunk, and checkpoints."""
+
+    def __init__(self, folder: Path, resume: bool):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"cannot make the run folder out={folder}: {error}; name a writable folder."
+            ) from error
+        self.path = folder / "metrics.jsonl"
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        if not resume and self.checkpoints.latest() is not None:
+            raise ValueError(
+                f"out={folder} holds a run at step {self.checkpoints.latest()}; "
+                "pass resume=True or name another folder."
+            )
+
+    def restore(self, tree: PyTree) -> tuple[int, PyTree, list[Row]]:
+        done = self.checkpoints.latest()
+        if done is None:
+            self.path.unlink(missing_ok=True)
+            return 0, tree, []
+        tree = self.checkpoints.restore(done, tree)
+        # A row is written before its checkpoint, so there may be one too many, or half of one.
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        rows = [row for row in rows if row["step"] <= done]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return done, tree, rows
+
+    def save(self, step: int, tree: PyTree, row: Row) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(
+                f"cannot write {self.path}: {error}; free space or name a writable folder. "
+                "Checkpoints saved earlier are untouched."
+            ) from error
+        self.checkpoints.save(step, tree)
+
+    def last_checkpoint(self) -> str:
+        step = self.checkpoints.latest()
+        return "none" if step is None else str(self.checkpoints.folder / str(step))
+
+
+@contextmanager
+def _progress_bar(show: bool, steps: int, done: int) -> Iterator[Callable[[int, float], None]]:
+    if not show:
+        yield lambda size, value: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("value {task.fields[value]:.4g}"),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("fit", total=steps, completed=done, value=float("nan"))
+        yield lambda size, value: bar.update(task, advance=size, value=value)
+
+
+@contextmanager
+def _terminate_gracefully() -> Iterator[threading.Event]:
+    """Turns SIGTERM into an event that the loop reads between chunks; only the main thread may."""
+    terminated = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: terminated.set())
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, previous)

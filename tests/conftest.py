@@ -1,0 +1,16 @@
+"""One strict session for the whole suite: single-threaded XLA, float32 unless a test says otherwise."""
+
+import os
+
+# Workers of pytest-xdist share the cores, so each runs XLA on one thread. Set before jax is imported.
+_FLAGS = "--xla_cpu_multi_thread_eigen=false"
+if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis  # noqa: E402
+
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=20)
+hypothesis.settings.load_profile("suite")
