@@ -77,7 +77,8 @@ def sign_gradient(
             return x.astype(center.dtype)
 
         def step(x: list[jax.Array], _: None) -> tuple[list[jax.Array], None]:
-            gradient = jax.grad(loss)(x)
+            # The sign is locally constant: no derivative passes it, while those by epsilon and x remain.
+            gradient = jax.lax.stop_gradient(jax.grad(loss)(x))
             return [
                 project(leaf + step_size * jnp.sign(g), center)
                 for leaf, g, center in zip(x, gradient, clean, strict=True)
@@ -92,7 +93,7 @@ def sign_gradient(
             ]
         perturbed, _ = jax.lax.scan(step, start, length=steps)
         for i, leaf in zip(floats, perturbed, strict=True):
-            leaves[i] = jax.lax.stop_gradient(leaf)
+            leaves[i] = leaf
         return jax.tree.unflatten(treedef, leaves)
 
     return attack

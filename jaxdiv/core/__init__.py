@@ -1,6 +1,17 @@
 """Types, statuses, the solver loop, perturbations of pytrees and log-space numerics."""
 
 from . import checks as checks
+from .numerics import compensated_sum as compensated_sum
+from .numerics import logmeanexp as logmeanexp
+from .numerics import logsumexp as logsumexp
+from .numerics import safe_norm as safe_norm
+from .numerics import safe_sqrt as safe_sqrt
+from .numerics import two_sum as two_sum
+from .numerics import xlogy as xlogy
+from .perturb import Geometry as Geometry
+from .perturb import perturb as perturb
+from .perturb import perturbation as perturbation
+from .progress import progress_bar as progress_bar
 from .pytree import pytree_dataclass as pytree_dataclass
 from .pytree import static_field as static_field
 from .solver import Learner as Learner

@@ -161,9 +161,7 @@ def _is_data(leaf: Any) -> bool:
 
 
 # Compiled here: an eager while_loop over fresh closures would compile at every call.
-@functools.partial(
-    jax.jit, static_argnames=("static", "structure", "max_steps", "history", "progress")
-)
+@functools.partial(jax.jit, static_argnames=("static", "structure", "max_steps", "history", "progress"))
 def _run(
     traced: list[Any],
     static: tuple[Any, ...],
@@ -267,9 +265,7 @@ def _check_same(old: PyTree, new: PyTree) -> None:
 def _identical(old: PyTree, new: PyTree) -> Bool[Array, ""]:
     def same(a: PyTree, b: PyTree) -> Bool[Array, ""]:
         pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return functools.reduce(
-            jnp.logical_and, (jnp.all(x == y) for x, y in pairs), jnp.array(True)
-        )
+        return functools.reduce(jnp.logical_and, (jnp.all(x == y) for x, y in pairs), jnp.array(True))
 
     # The whole state is read only where error and value, which come first, did not move.
     unmoved = (old.error == new.error) & same(old.value, new.value)
@@ -278,6 +274,4 @@ def _identical(old: PyTree, new: PyTree) -> Bool[Array, ""]:
 
 def _has_nan(value: PyTree) -> Bool[Array, ""]:
     leaves = [x for x in jax.tree.leaves(value) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return functools.reduce(
-        jnp.logical_or, (jnp.any(jnp.isnan(x)) for x in leaves), jnp.array(False)
-    )
+    return functools.reduce(jnp.logical_or, (jnp.any(jnp.isnan(x)) for x in leaves), jnp.array(False))

@@ -94,7 +94,5 @@ def raise_if_failed(
 
 def _concrete(x: ArrayLike | None) -> np.ndarray[Any, Any] | None:
     if not concrete(x):
-        raise ValueError(
-            "raise_if_failed needs concrete values; got a traced status; call it outside jit."
-        )
+        raise ValueError("raise_if_failed needs concrete values; got a traced status; call it outside jit.")
     return None if x is None else np.asarray(x)

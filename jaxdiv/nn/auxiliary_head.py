@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxdiv.core import checks
 
 
-class AuxiliaryHead(nnx.Module):  # type: ignore[misc]
+class AuxiliaryHead(nnx.Module):
     """Linear - Dropout - BatchNorm - ReLU - Linear, or one Linear.
 
     Args:

@@ -76,16 +76,17 @@ def functional(module: nnx.Module) -> Functional:
     evaluation, stored, params, model_state = nnx.split(module, nnx.RngState, nnx.Param, ...)
     module.train()
     training = nnx.split(module)[0]
+    stateful = bool(jax.tree.leaves(model_state))
 
-    def apply(
-        params: Params, model_state: State, inputs: PyTree, key: Key | None
-    ) -> tuple[PyTree, State]:
+    def apply(params: Params, model_state: State, inputs: PyTree, key: Key | None) -> tuple[PyTree, State]:
+        graph, streams = (evaluation, stored) if key is None else (training, _reseeded(stored, key))
+        # A module without state of its own is also called with (), which flax would take for a variable.
+        states = (params, model_state) if stateful else (params,)
         # Without copy=True the call would write into the caller's own variables.
-        if key is None:
-            called = nnx.merge(evaluation, stored, params, model_state, copy=True)
-            return called(inputs), model_state
-        called = nnx.merge(training, _reseeded(stored, key), params, model_state, copy=True)
+        called = nnx.merge(graph, streams, *states, copy=True)
         outputs = called(inputs)
+        if key is None or not stateful:
+            return outputs, model_state
         nnx.pop(called, nnx.Intermediate)
         return outputs, nnx.state(called, nnx.Not(nnx.Any(nnx.RngState, nnx.Param)))
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxdiv.core import checks
 
 
-class MLP(nnx.Module):  # type: ignore[misc]
+class MLP(nnx.Module):
     """Linear layers with an activation between them.
 
     Args:
@@ -43,9 +43,7 @@ class MLP(nnx.Module):  # type: ignore[misc]
         rngs: nnx.Rngs,
     ):
         if len(widths) < 2:
-            raise ValueError(
-                f"widths must hold at least the input and the output size; got {tuple(widths)}."
-            )
+            raise ValueError(f"widths must hold at least the input and the output size; got {tuple(widths)}.")
         checks.in_range("output_scale", output_scale, 0.0)
         initial = jax.nn.initializers.lecun_normal()
 

@@ -2,6 +2,7 @@
 
 from jaxdiv.objectives.chain import Objective as Objective
 from jaxdiv.objectives.chain import chain as chain
+from jaxdiv.objectives.cs_ib import cs_ib as cs_ib
 from jaxdiv.objectives.forward import forward as forward
 from jaxdiv.objectives.loss import batch_loss as batch_loss
 from jaxdiv.objectives.loss import feature_regularizer as feature_regularizer
@@ -15,6 +16,7 @@ from jaxdiv.objectives.record import Record as Record
 from jaxdiv.objectives.record import from_batch as from_batch
 from jaxdiv.objectives.record import select as select
 from jaxdiv.objectives.record import stateless as stateless
+from jaxdiv.objectives.record import take_losses as take_losses
 from jaxdiv.objectives.reduction import cvar as cvar
 from jaxdiv.objectives.reduction import kl_dro as kl_dro
 from jaxdiv.objectives.reduction import mean as mean

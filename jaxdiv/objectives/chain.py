@@ -23,7 +23,8 @@ class Objective(NamedTuple):
 
     Attributes:
         init: ``(params, batch, key) -> state``; only the batch's shapes and dtypes are read.
-        apply: ``(params, state, batch, key) -> (value, (state, aux))``; ``key=None`` is evaluation.
+        apply: ``(params, state, batch, key) -> (value, (state, aux))``; ``key=None`` is evaluation, which
+            leaves the state as it is.
     """
 
     init: Callable[[Params, Batch, Key], State]
@@ -77,12 +78,19 @@ def chain(*links: Link) -> Objective:
             link_key = None if key is None else jax.random.fold_in(key, position)
             record, link_state = link.update(params, link_state, record, link_key)
             states.append(link_state)
+        pending = sorted(set(record.losses) - set(record.extras.get("reduced", {})))
+        if pending:
+            raise ValueError(
+                f"chain ended with the losses {pending} not reduced; add a reduction such as "
+                "objectives.mean() after them (one of your own gets them from objectives.take_losses)."
+            )
         if not record.terms:
             raise ValueError(
                 "chain ended without a term to minimize; "
-                f"add a reduction such as objectives.mean() after the losses {sorted(record.losses)}."
+                "add a loss and a reduction such as objectives.mean() after it."
             )
         aux = Aux(terms=record.terms, losses=record.losses, metrics=record.extras.get("metrics", {}))
-        return functools.reduce(operator.add, record.terms.values()), (tuple(states), aux)
+        value = functools.reduce(operator.add, record.terms.values())
+        return value, (state if key is None else tuple(states), aux)
 
     return Objective(init, apply)

@@ -1,12 +1,25 @@
 """The forward link: runs the model once and puts its outputs into the record."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiv import nn
 from jaxdiv.core.types import Apply, Key, Params, State
 from jaxdiv.objectives.record import Link, Record
+
+
+def _first(leaf: Any) -> jax.Array:
+    # A copy, since the training state may be donated, and of a final dtype, since Python numbers have none.
+    leaf = jnp.array(leaf)
+    return (
+        leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jax.lax.convert_element_type(leaf, leaf.dtype)
+    )
 
 
 def forward(model: Apply | nnx.Module, *, model_state: State = ()) -> Link:
@@ -19,7 +32,8 @@ def forward(model: Apply | nnx.Module, *, model_state: State = ()) -> Link:
 
     Returns:
         A link whose state is the model state. An array from the model becomes ``{"logits": array}``.
-        In evaluation (``key=None``) the model runs without dropout and on stored statistics.
+        In evaluation (``key=None``) the model runs without dropout and on stored statistics. Statistics
+        of a batch count its padding, which stands in as copies of the first present row.
 
     Raises:
         ValueError: If both a module and a `model_state` are given.
@@ -36,14 +50,14 @@ def forward(model: Apply | nnx.Module, *, model_state: State = ()) -> Link:
         (2, 3)
     """
     if isinstance(model, nnx.Module):
-        if model_state != ():
+        if jax.tree.leaves(model_state):
             raise ValueError("model_state must not be given for an nnx module; the module brings its own.")
         apply, _, model_state = nn.functional(model)
     else:
         apply = model
 
     def init(params: Params, record: Record, key: Key) -> State:
-        return model_state
+        return jax.tree.map(_first, model_state)
 
     def update(params: Params, state: State, record: Record, key: Key | None) -> tuple[Record, State]:
         outputs, state = apply(params, state, record.inputs, key)

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxdiv.core import checks
 from jaxdiv.core.types import Key, Params, Scalar
 from jaxdiv.objectives.record import Link, Option, Record, add_term, resolve, select
 
@@ -46,7 +47,7 @@ def loss(
         A link whose state counts its updates.
 
     Raises:
-        ValueError: If a field is missing, the name is taken, or `fn` does not give [B].
+        ValueError: If a field is missing, the name is taken, or `fn` does not give floating values [B].
 
     Example:
         >>> import functools
@@ -54,10 +55,14 @@ def loss(
         >>> soft = objectives.loss(functools.partial(losses.kd, temperature=4.0), name="kd", target="teacher")
     """
     name = _named(fn, name)
+    return _per_example(f"loss({name!r})", fn, name, weight, (output, target))
 
+
+def _per_example(
+    link: str, fn: Callable[..., Float[Array, " B"]], name: str, weight: Option, fields: tuple[str, ...]
+) -> Link:
     def update(params: Params, count: Int[Array, ""], record: Record, key: Key | None) -> Record:
-        link = f"loss({name!r})"
-        values = fn(select(link, record, output), select(link, record, target))
+        values = fn(*(select(link, record, field) for field in fields))
         if jnp.shape(values) != record.weights.shape:
             raise ValueError(
                 f"link {link} must give one value per example, shape {record.weights.shape}; got "
@@ -65,7 +70,7 @@ def loss(
             )
         if name in record.losses:
             raise ValueError(f"link {link}: a loss of this name exists already; give another name=.")
-        values = resolve(weight, count) * values
+        values = resolve(weight, count) * checks.floating(f"link {link}: the loss", values)
         return record._replace(losses={**record.losses, name: values})
 
     return _counting(update)
@@ -106,7 +111,7 @@ def batch_loss(
     def update(params: Params, count: Int[Array, ""], record: Record, key: Key | None) -> Record:
         link = f"batch_loss({name!r})"
         value = fn(select(link, record, output), select(link, record, target), weights=record.weights)
-        return add_term(link, record, name, resolve(weight, count) * value)
+        return add_term(link, record, name, value, resolve(weight, count))
 
     return _counting(update)
 
@@ -138,12 +143,8 @@ def parameter_regularizer(
     name = _named(fn, name)
 
     def update(params: Params, count: Int[Array, ""], record: Record, key: Key | None) -> Record:
-        return add_term(
-            f"parameter_regularizer({name!r})",
-            record,
-            name,
-            resolve(weight, count) * fn(where(params)),
-        )
+        link = f"parameter_regularizer({name!r})"
+        return add_term(link, record, name, fn(where(params)), resolve(weight, count))
 
     return _counting(update)
 
@@ -173,4 +174,4 @@ def feature_regularizer(
         >>> small = objectives.feature_regularizer(lambda f: jnp.sum(f**2, -1), name="energy", weight=1e-3)
     """
     name = _named(fn, name)
-    return loss(lambda values, _: fn(values), name=name, weight=weight, output=output, target=output)
+    return _per_example(f"feature_regularizer({name!r})", fn, name, weight, (output,))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdiv.core.types import Key, Params
@@ -24,6 +25,9 @@ def metric(
     Returns:
         A stateless link; it may stand anywhere after what it looks at.
 
+    Raises:
+        ValueError: If a field is missing, the name is taken, or `fn` gives neither a scalar nor [B].
+
     Example:
         >>> from jaxdiv import objectives
         >>> accuracy = objectives.metric(lambda z, y: 1.0 * (z.argmax(-1) == y), name="accuracy")
@@ -31,11 +35,17 @@ def metric(
 
     def update(params: Params, record: Record, key: Key | None) -> Record:
         link = f"metric({name!r})"
-        value = jax.lax.stop_gradient(fn(select(link, record, output), select(link, record, target)))
-        if value.ndim:
-            value = weighted_mean(value, record.weights)
-        return record._replace(
-            extras={**record.extras, "metrics": {**record.extras.get("metrics", {}), name: value}}
-        )
+        values = jnp.asarray(fn(select(link, record, output), select(link, record, target)))
+        if values.shape not in ((), record.weights.shape):
+            raise ValueError(
+                f"link {link} must give a scalar or one value per example, shape {record.weights.shape}; "
+                f"got {values.shape}."
+            )
+        metrics = record.extras.get("metrics", {})
+        if name in metrics:
+            raise ValueError(f"link {link}: a metric of this name exists already; give another name=.")
+        value = weighted_mean(values, record.weights) if values.ndim else values
+        value = jax.lax.stop_gradient(value.astype(jnp.promote_types(value.dtype, jnp.float32)))
+        return record._replace(extras={**record.extras, "metrics": {**metrics, name: value}})
 
     return stateless(update)

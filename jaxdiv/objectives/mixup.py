@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxdiv.core import checks
 from jaxdiv.core.types import Key, Numeric, Params
 from jaxdiv.objectives.record import Link, Record, stateless
+from jaxdiv.objectives.targets import one_hot
 
 
 def mixup(alpha: Numeric = 0.2, *, num_classes: int | None = None) -> Link:
@@ -24,8 +25,9 @@ def mixup(alpha: Numeric = 0.2, *, num_classes: int | None = None) -> Link:
         num_classes: Needed for integer targets, which become distributions [B, num_classes].
 
     Returns:
-        A stateless link. An example whose partner is padding (weight 0) stays as it is. In evaluation
-        (``key=None``) nothing is mixed.
+        A stateless link. A mixed example weighs ``lam w_i + (1 - lam) w_j``. Padding (weight 0) stays
+        padding, and an example whose partner is padding stays as it is. In evaluation (``key=None``) nothing
+        is mixed.
 
     Raises:
         ValueError: If targets are integers and `num_classes` is not given, or inputs are integers.
@@ -48,14 +50,15 @@ def mixup(alpha: Numeric = 0.2, *, num_classes: int | None = None) -> Link:
                 raise ValueError(
                     "link mixup cannot mix integer targets; pass num_classes= to mix their one-hot rows."
                 )
-            targets = jax.nn.one_hot(targets, num_classes)
+            targets = one_hot(targets, num_classes, jnp.dtype(float))
         if key is None:
             return record._replace(targets=targets)
         key_lam, key_perm = jax.random.split(key)
         lam = jax.random.beta(key_lam, alpha, alpha)
         size = record.weights.shape[0]
         partner = jax.random.permutation(key_perm, size)
-        partner = jnp.where(record.weights[partner] == 0, jnp.arange(size), partner)
+        alone = (record.weights == 0) | (record.weights[partner] == 0)
+        partner = jnp.where(alone, jnp.arange(size), partner)
 
         def mix(leaf: jax.Array) -> jax.Array:
             return (lam * checks.floating("mixed inputs", leaf) + (1 - lam) * leaf[partner]).astype(

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from jaxdiv.core import checks
 from jaxdiv.core.types import Key, Params
 from jaxdiv.objectives import memory as memories
 from jaxdiv.objectives.memory import Memory
 from jaxdiv.objectives.record import Link, Option, Record, require_index, resolve, select
-from jaxdiv.objectives.smooth_labels import as_distributions
+from jaxdiv.objectives.targets import as_distributions
 
 
 class PSKDState(NamedTuple):
@@ -61,28 +62,36 @@ def ps_kd(
         output: The output that holds the logits.
 
     Returns:
-        A target link; it stands after `forward` and before the loss.
+        A target link; it stands after `forward` and before the loss. In evaluation (``key=None``) the
+        targets stay hard, since held-out examples have no past.
 
     Raises:
-        ValueError: If the batch has no index.
+        ValueError: If the batch has no index, output or targets are missing, the targets are neither
+            labels nor distributions, or alpha leaves [0, 1].
 
     Example:
         >>> import optax
         >>> from jaxdiv import objectives
         >>> link = objectives.ps_kd(1000, alpha=optax.linear_schedule(0.0, 0.8, 600))
     """
+    if not callable(alpha):
+        checks.in_range("alpha", alpha, 0.0, 1.0)
 
     def init(params: Params, record: Record, key: Key) -> PSKDState:
         logits = select("ps_kd", record, output)
         return PSKDState(memories.empty(num_samples, lag, logits.shape[1:], dtype), jnp.zeros((), jnp.int32))
 
     def update(params: Params, state: PSKDState, record: Record, key: Key | None) -> tuple[Record, PSKDState]:
-        index = require_index("ps_kd", record)
         logits = jax.lax.stop_gradient(select("ps_kd", record, output))
-        targets = as_distributions(select("ps_kd", record, "targets"), logits)
+        targets = as_distributions("ps_kd", select("ps_kd", record, "targets"), logits)
+        if key is None:
+            return record._replace(targets=targets), state
+        index = require_index("ps_kd", record)
         past, known = memories.read(state.memory, index)
+        # An index out of range spoils its row, but padding may bear any index.
+        known &= record.weights != 0
         mixed = optax.incremental_update(past.astype(targets.dtype), targets, resolve(alpha, state.updates))
-        targets = jnp.where(known[:, None], mixed, targets)
+        targets = jnp.where(jnp.expand_dims(known, range(1, targets.ndim)), mixed, targets)
         predictions = jax.nn.softmax(logits.astype(targets.dtype), axis=-1)
         new_memory = memories.write(state.memory, index, predictions, record.weights)
         return record._replace(targets=targets), PSKDState(new_memory, state.updates + 1)

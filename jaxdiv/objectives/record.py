@@ -1,7 +1,7 @@
 """The record that flows through one chain, and the lookups that links share."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from jaxdiv.core import checks
 from jaxdiv.core.types import Batch, Key, Numeric, Params, Scalar, State
 
 FIELDS = ("inputs", "targets", "weights", "index")
+UNFILLED = {"weights", "index", "shared"}  # padding has no index to give, and what is shared has no rows
+OWN = {"metrics", "reduced"}  # extras that links keep for the chain
 Option = Numeric | Callable[[Int[Array, ""]], Numeric]
 """A numeric option of a link: a number, a traced scalar, or an optax schedule of the link's own updates."""
 
@@ -64,10 +66,16 @@ def stateless(update: Callable[[Params, Record, Key | None], Record]) -> Link:
 def from_batch(batch: Batch) -> Record:
     """Builds the first record of a chain.
 
+    Rows of weight 0 become copies of the first present row: whatever padding holds, a gradient that passed
+    it would be 0 * NaN.
+
     Raises:
-        ValueError: If `inputs` are missing or empty, or the leading axes of inputs, targets, weights and
-            index differ.
+        ValueError: If `inputs` are missing or empty, the leading axes of inputs, targets, weights and
+            index differ, or a key is taken by the chain itself.
     """
+    taken = sorted(OWN & set(batch))
+    if taken:
+        raise ValueError(f"batch must not hold the keys {taken}, which the chain uses; rename them.")
     if "inputs" not in batch:
         raise ValueError(f"batch must hold 'inputs'; got the keys {sorted(batch)}.")
     leaves = jax.tree.leaves(batch["inputs"])
@@ -85,11 +93,16 @@ def from_batch(batch: Batch) -> Record:
                     f"got shape {jnp.shape(leaf)}."
                 )
     weights = batch.get("weights")
-    weights = jnp.ones(size, jnp.float32) if weights is None else checks.floating("batch['weights']", weights)
-    checks.rank("batch['weights']", weights, 1)
+    if weights is None:
+        weights = jnp.ones(size, jnp.float32)
+    else:
+        weights = checks.floating("batch['weights']", weights)
+        checks.rank("batch['weights']", weights, 1)
+        filled = {name: value for name, value in batch.items() if name not in UNFILLED}
+        batch = {**batch, **_fill_padding(filled, weights)}
     index = batch.get("index")
     if index is not None:
-        index = checks.integers("batch['index']", index)
+        index = checks.integers("batch['index']", index).astype(jnp.int32)
         checks.rank("batch['index']", index, 1)
     return Record(
         inputs=batch["inputs"],
@@ -102,6 +115,19 @@ def from_batch(batch: Batch) -> Record:
         model_state=(),
         extras={name: value for name, value in batch.items() if name not in FIELDS},
     )
+
+
+def _fill_padding(rows: PyTree, weights: Float[Array, " B"]) -> PyTree:
+    absent = weights == 0
+    first = jnp.argmin(absent)
+
+    def fill(leaf: Any) -> Any:
+        if jnp.shape(leaf)[:1] != absent.shape:
+            return leaf
+        leaf = jnp.asarray(leaf)
+        return jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), leaf[first], leaf)
+
+    return jax.tree.map(fill, rows)
 
 
 def select(link: str, record: Record, name: str) -> PyTree:
@@ -142,19 +168,35 @@ def require_index(link: str, record: Record) -> Int[Array, " B"]:
     return record.index
 
 
-def require_losses(link: str, record: Record) -> dict[str, Float[Array, " B"]]:
-    """Returns the record's per-example losses, or raises ValueError naming the link that needs them."""
+def take_losses(link: str, record: Record) -> tuple[dict[str, Float[Array, " B"]], Record]:
+    """Gives a reduction the per-example losses, and marks them as reduced.
+
+    Every reduction takes its losses here, so that the chain can tell those that nobody reduced.
+
+    Args:
+        link: The asking link's name, for the message.
+        record: The record.
+
+    Returns:
+        The losses by name, and the record to go on with.
+
+    Raises:
+        ValueError: If there are none.
+    """
     if not record.losses:
         raise ValueError(f"link {link} needs per-example losses; put objectives.loss before it.")
-    return record.losses
+    # Names alone, without leaves, pass every transformation.
+    reduced = dict.fromkeys(record.losses, ())
+    return record.losses, record._replace(extras={**record.extras, "reduced": reduced})
 
 
-def add_term(link: str, record: Record, name: str, value: Scalar) -> Record:
-    """Adds a named scalar to the record's terms; a name may be used once."""
+def add_term(link: str, record: Record, name: str, value: Scalar, weight: Numeric = 1.0) -> Record:
+    """Adds ``weight * value``, a named scalar, to the record's terms; a name may be used once."""
     if jnp.shape(value) != ():
         raise ValueError(f"link {link} must give a scalar for term {name!r}; got shape {jnp.shape(value)}.")
     if name in record.terms:
         raise ValueError(f"link {link}: a term {name!r} exists already; give another name=.")
+    value = weight * checks.floating(f"link {link}: term {name!r}", value)
     return record._replace(terms={**record.terms, name: value})
 
 

@@ -24,19 +24,20 @@ from jaxdiv.objectives.record import (
     Link,
     Record,
     add_term,
-    require_losses,
     stateless,
+    take_losses,
     weighted_mean,
 )
 
 
-def _total(link: str, record: Record) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+def _total(link: str, record: Record) -> tuple[Float[Array, " B"], Float[Array, " B"], Record]:
     """Sum of the losses and normalized weights; rows of weight 0 carry neither value nor gradient."""
-    losses = functools.reduce(operator.add, require_losses(link, record).values())
+    named, record = take_losses(link, record)
+    losses = functools.reduce(operator.add, named.values())
     absent = record.weights == 0
     total = jnp.sum(record.weights)
     shares = jnp.where(total == 0, 0.0, record.weights / jnp.where(total == 0, 1.0, total))
-    return jnp.where(absent, 0.0, losses), shares
+    return jnp.where(absent, 0.0, losses), shares, record
 
 
 def mean() -> Link:
@@ -53,7 +54,8 @@ def mean() -> Link:
     """
 
     def update(params: Params, record: Record, key: Key | None) -> Record:
-        for name, values in require_losses("mean", record).items():
+        losses, record = take_losses("mean", record)
+        for name, values in losses.items():
             record = add_term("mean", record, name, weighted_mean(values, record.weights))
         return record
 
@@ -75,7 +77,7 @@ def cvar(alpha: Numeric = 0.1) -> Link:
     checks.in_range("alpha", alpha, 0.0, 1.0, open_low=True)
 
     def update(params: Params, record: Record, key: Key | None) -> Record:
-        losses, shares = _total("cvar", record)
+        losses, shares, record = _total("cvar", record)
         # Absent rows take no share, so their place in the order is of no account.
         order = jnp.argsort(-losses)
         ranked = shares[order]
@@ -90,15 +92,16 @@ def kl_dro(temperature: Numeric = 1.0) -> Link:
     """Averages under the worst weights that a KL penalty allows, into the term ``"kl_dro"``.
 
     Args:
-        temperature: Price of leaving the given weights, > 0; infinity is the mean, 0 the maximum.
+        temperature: Price of leaving the given weights, positive and finite; -> infinity is the mean,
+            -> 0 the maximum.
 
     Returns:
         A stateless link.
     """
-    checks.in_range("temperature", temperature, 0.0, open_low=True)
+    checks.in_range("temperature", temperature, 0.0, open_low=True, open_high=True)
 
     def update(params: Params, record: Record, key: Key | None) -> Record:
-        losses, shares = _total("kl_dro", record)
+        losses, shares, record = _total("kl_dro", record)
         return add_term("kl_dro", record, "kl_dro", _log_mean_exp(losses, shares, temperature))
 
     return stateless(update)
@@ -107,7 +110,7 @@ def kl_dro(temperature: Numeric = 1.0) -> Link:
 def _log_mean_exp(losses: Float[Array, " B"], shares: Float[Array, " B"], temperature: Numeric) -> Scalar:
     present = shares > 0
     top = jnp.max(jnp.where(present, losses, -jnp.inf), initial=-jnp.inf)
-    top = jax.lax.stop_gradient(jnp.where(jnp.any(present), top, 0.0))
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
     gaps = jnp.where(present, (losses - top) / temperature, 0.0)
     # Near the mean (high temperature) expm1 keeps the small differences that exp would round away.
     missing = jnp.sum(shares * jnp.expm1(gaps))

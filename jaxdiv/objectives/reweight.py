@@ -36,6 +36,8 @@ def reweight(fn: Callable[[Record], Float[Array, " B"]]) -> Link:
                 f"link reweight needs one factor per example, shape {record.weights.shape}; "
                 f"got {jnp.shape(factors)}."
             )
-        return record._replace(weights=record.weights * factors)
+        # The factor of padding may be NaN.
+        weights = jnp.where(record.weights == 0, 0.0, record.weights * factors)
+        return record._replace(weights=weights)
 
     return stateless(update)

@@ -4,13 +4,12 @@ References:
     Szegedy et al. (2016), Rethinking the Inception Architecture for Computer Vision, sec. 7.
 """
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from jaxdiv.core import checks
 from jaxdiv.core.types import Key, Numeric, Params
 from jaxdiv.objectives.record import Link, Record, select, stateless
+from jaxdiv.objectives.targets import as_distributions
 
 
 def smooth_labels(alpha: Numeric = 0.1, *, output: str = "logits") -> Link:
@@ -22,6 +21,9 @@ def smooth_labels(alpha: Numeric = 0.1, *, output: str = "logits") -> Link:
 
     Returns:
         A stateless link that turns integer labels or distributions into smoothed distributions.
+
+    Raises:
+        ValueError: If output or targets are missing, or the targets are neither labels nor distributions.
 
     Example:
         >>> from jaxdiv import objectives
@@ -35,13 +37,7 @@ def smooth_labels(alpha: Numeric = 0.1, *, output: str = "logits") -> Link:
     def update(params: Params, record: Record, key: Key | None) -> Record:
         logits = select("smooth_labels", record, output)
         targets = select("smooth_labels", record, "targets")
-        return record._replace(targets=optax.smooth_labels(as_distributions(targets, logits), alpha))
+        hard = as_distributions("smooth_labels", targets, logits)
+        return record._replace(targets=optax.smooth_labels(hard, alpha))
 
     return stateless(update)
-
-
-def as_distributions(targets: jax.Array, logits: jax.Array) -> jax.Array:
-    """Turns integer labels into one-hot rows of the logits' width; distributions pass unchanged."""
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        return targets
-    return jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.promote_types(logits.dtype, jnp.float32))

@@ -1,11 +1,13 @@
 """A target link: the predictions of a fixed teacher."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiv.core.types import Apply, Key, Params, State
-from jaxdiv.objectives.record import Link, Record, select
+from jaxdiv.objectives.record import Link, Record
 
 
 class TeacherState(NamedTuple):
@@ -38,7 +40,11 @@ def teacher(
         output: Which output to keep, where the teacher has several.
 
     Returns:
-        A link that keeps the teacher in its state. Placed after `mixup` it sees the mixed inputs.
+        A link that keeps a copy of the teacher in its state. Placed after `mixup` it sees the mixed
+        inputs. No gradient passes its output, neither to its parameters nor to the inputs.
+
+    Raises:
+        ValueError: If the teacher has no such output, or the name is taken.
 
     Example:
         >>> from jaxdiv import objectives
@@ -50,14 +56,23 @@ def teacher(
     """
 
     def init(student: Params, record: Record, key: Key) -> TeacherState:
-        return TeacherState(params, model_state)
+        # A copy, since the training state may be donated.
+        return TeacherState(*jax.tree.map(jnp.array, (params, model_state)))
 
     def update(
         student: Params, state: TeacherState, record: Record, key: Key | None
     ) -> tuple[Record, TeacherState]:
         outputs, _ = apply(jax.lax.stop_gradient(state.params), state.model_state, record.inputs, None)
-        if hasattr(outputs, "keys"):
-            outputs = select(f"teacher({name!r})", record._replace(outputs=dict(outputs)), output)
+        if isinstance(outputs, Mapping):
+            if output not in outputs:
+                raise ValueError(
+                    f"link teacher({name!r}) needs the output {output!r}; the teacher has {sorted(outputs)}."
+                )
+            outputs = outputs[output]
+        if name in record.extras:
+            raise ValueError(
+                f"link teacher({name!r}): an extra of this name exists already; give another name=."
+            )
         return record._replace(extras={**record.extras, name: jax.lax.stop_gradient(outputs)}), state
 
     return Link(init, update)

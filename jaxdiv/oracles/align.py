@@ -57,7 +57,7 @@ def align(*primary: str) -> Oracle:
                 raise ValueError(
                     f"align knows no term {sorted(unknown)}; the loss has {sorted(aux['terms'])}."
                 )
-            first = sum((aux["terms"][name] for name in primary), start=jnp.zeros_like(value))
+            first = sum((aux["terms"][name] for name in set(primary)), start=jnp.zeros_like(value))
             rest = (term for name, term in aux["terms"].items() if name not in primary)
             return (first, sum(rest, start=jnp.zeros_like(value))), (value, new_state, aux)
 
@@ -70,7 +70,11 @@ def align(*primary: str) -> Oracle:
 
 
 def _combine(g_primary: Any, g_other: Any) -> Any:
+    dtypes = jax.tree.map(lambda g: g.dtype, g_primary)
+    g_primary, g_other = jax.tree.map(
+        lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), (g_primary, g_other)
+    )
     inner = optax.tree.vdot(g_other, g_primary)
     square = optax.tree.norm(g_primary, squared=True)
     overlap = jnp.where(inner < 0, 1 - inner / jnp.where(square > 0, square, 1.0), 1.0)
-    return jax.tree.map(lambda p, o: (overlap * p).astype(p.dtype) + o, g_primary, g_other)
+    return jax.tree.map(lambda p, o, dtype: (overlap * p + o).astype(dtype), g_primary, g_other, dtypes)

@@ -1,17 +1,17 @@
 """SAM: the gradient at the worst parameters of a small ball.
 
     g_SAM = grad L(w + eps(w)),
-    eps = rho g / ||g||                         (l2: Foret et al.)
-    eps = rho T_w^2 g / ||T_w g||, T_w = |w|    (adaptive: Kwon et al.)
+    eps = rho g / ||g||                                (l2: Foret et al.)
+    eps = rho T_w^2 g / ||T_w g||, T_w = |w| + 0.01    (adaptive: Kwon et al.)
 
 with g the gradient at w. m-sharpness takes eps for each chunk of m examples and averages the gradients.
 
 References:
     Foret, Kleiner, Mobahi, Neyshabur (2021), Sharpness-Aware Minimization, eqs. (2)-(3) and sec. 4.1.
-    Kwon, Kim, Park, Choi (2021), ASAM, eq. (7).
+    Kwon, Kim, Park, Choi (2021), ASAM, eq. (8).
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def sam(
     base: Oracle,
     *,
     rho: Numeric = 0.05,
-    geometry: Literal["l2", "linf", "adaptive", "leafwise"] = "l2",
+    geometry: core.Geometry = "l2",
     m: int | None = None,
 ) -> Oracle:
     """Asks the base oracle at perturbed parameters.
@@ -91,7 +91,8 @@ def sam(
                 loss_fn, params, *states, {**rows, **shared}, jax.random.fold_in(key, position)
             )
             averaged = (value, aux["terms"], aux["metrics"], gradient)
-            scaled = jax.tree.map(lambda x: share.astype(x.dtype) * x, averaged)
+            # A chunk of pure padding may hold anything.
+            scaled = jax.tree.map(lambda x: jnp.where(share == 0, 0.0, share * _wide(x)), averaged)
             return (oracle_state, loss_state), scaled, aux["losses"]
 
         def step(carry: tuple[Any, Any], chunk: tuple[Any, Any, Any]) -> tuple[Any, Any]:
@@ -105,7 +106,13 @@ def sam(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (states, sums), losses = jax.lax.scan(step, (states, zeros), scanned)
         value, terms, metrics, gradient = sums
-        losses = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), losses)
+        gradient = jax.tree.map(lambda g, w: g.astype(jnp.result_type(w)), gradient, params)
+        # Rows that a link appended come after those of the batch.
+        losses = jax.tree.map(lambda x: jnp.concatenate([x[:, :m].ravel(), x[:, m:].ravel()]), losses)
         return (value, Aux(terms=terms, losses=losses, metrics=metrics)), gradient, *states
 
     return Oracle(base.init, whole if m is None else chunked)
+
+
+def _wide(x: Any) -> jax.Array:
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

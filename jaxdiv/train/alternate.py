@@ -30,8 +30,26 @@ def alternate(
         ValueError: If there is no player, or a count below 1.
 
     Example:
-        >>> from jaxdiv import train
-        >>> step = train.alternate({"critic": (critic_step, 5), "generator": (step, 1)})  # doctest: +SKIP
+        Two players of f(x, y) = x^2 / 2 + x y, of which x descends and y ascends:
+
+        >>> import jax, optax
+        >>> from jaxdiv import objectives, oracles, train
+        >>> def player(value):
+        ...     def update(params, record, key):
+        ...         return record._replace(terms={"f": value(params, **record.extras["shared"])})
+        ...     objective = objectives.chain(objectives.stateless(update))
+        ...     return train.make_step(objective, oracles.plain(), optax.sgd(0.1))
+        >>> init_x, step_x = player(lambda x, y: x**2 / 2 + x * y)
+        >>> init_y, step_y = player(lambda y, x: -x * y)
+        >>> batch, key = {"inputs": jnp.zeros(1)}, jax.random.key(0)
+        >>> states = {
+        ...     "x": init_x(1.0, {**batch, "shared": {"y": 0.0}}, key),
+        ...     "y": init_y(0.0, {**batch, "shared": {"x": 1.0}}, key),
+        ... }
+        >>> step = train.alternate({"y": (step_y, 1), "x": (step_x, 2)})
+        >>> states, metrics = jax.jit(step)(states, batch)
+        >>> [round(float(states[name].params), 3) for name in ("y", "x")]
+        [0.1, 0.791]
     """
     if not players:
         raise ValueError("players must name at least one player; got none.")

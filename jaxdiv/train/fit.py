@@ -1,8 +1,6 @@
 """The training loop: scan-compiled chunks of steps, and everything that happens between two chunks."""
 
 import functools
-import json
-import os
 import signal
 import threading
 import time
@@ -18,9 +16,8 @@ from jaxtyping import PyTree
 
 from jaxdiv.core.types import Key, State
 from jaxdiv.sampling import Sampler, shuffle
-from jaxdiv.train.checkpoint import Checkpoints
-
-Row = dict[str, Any]
+from jaxdiv.train.folder import Row, RunFolder
+from jaxdiv.train.step import strong
 
 
 class Fit(NamedTuple):
@@ -40,14 +37,20 @@ class NonFiniteError(FloatingPointError):
     """Training met a value that is not finite.
 
     Attributes:
-        step: The first step whose value was not finite, or the last step of the chunk whose state was not.
-        term: Name of the term, or ``"state"``.
+        step: The first step whose value was not finite, or the last step of the chunk whose state was not;
+            steps count from 0.
+        term: What was not finite, e.g. ``"term 'ce'"``.
+        detail: The examples it came from and the last finite checkpoint, as far as they are known.
     """
 
     def __init__(self, step: int, term: str, detail: str):
-        super().__init__(f"step {step}: {term} is not finite{detail}")
+        super().__init__(step, term, detail)
         self.step = step
         self.term = term
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.term} is not finite{self.detail}"
 
 
 def fit(
@@ -81,7 +84,8 @@ def fit(
         chunk: Steps a chunk.
         sampler: Chooses the batches; by default `sampling.shuffle` of up to 128 examples.
         evaluate: ``(state) -> {name: number}``, called after each chunk.
-        on_visit: ``(state, row)``, called after each chunk with its row of the history.
+        on_visit: ``(state, row)``, called after each chunk with its row of the history. The next chunk
+            takes the state's memory: copy what is to be kept.
         out: Folder for ``metrics.jsonl`` and ``checkpoints/``; nothing is written by default.
         resume: Whether to go on from the latest checkpoint in `out`; else `out` must hold none.
         progress: Whether to show a progress bar.
@@ -114,13 +118,13 @@ def fit(
         raise ValueError(f"steps and chunk must be at least 1; got steps={steps}, chunk={chunk}.")
     sampler = shuffle(min(n, 128)) if sampler is None else sampler
     sampler_state = sampler.init(n, jax.random.key(0) if key is None else key)
-    state = jax.tree.map(jnp.copy, state)
+    state = strong(jax.tree.map(jnp.copy, state))
     data = jax.tree.map(jnp.asarray, dict(data))
-    log = None if out is None else _Log(Path(out), resume)
+    log = None if out is None else RunFolder(out, resume)
     done = 0
     history: list[Row] = []
     if log is not None:
-        done, (state, sampler_state), history = log.restore((state, sampler_state))
+        done, (state, sampler_state), history = log.restore((state, sampler_state), steps)
 
     with _progress_bar(progress, steps, done) as advance, _terminate_gracefully() as terminated:
         while done < steps:
@@ -208,7 +212,7 @@ def _flat(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _check_finite(
-    metrics: Mapping[str, Any], finite: bool, indices: np.ndarray, done: int, log: "_Log | None"
+    metrics: Mapping[str, Any], finite: bool, indices: np.ndarray, done: int, log: RunFolder | None
 ) -> None:
     kept = "" if log is None else f"; the last finite checkpoint is {log.last_checkpoint()}"
     bad = ~np.isfinite(metrics["value"])
@@ -225,55 +229,6 @@ def _check_finite(
         raise NonFiniteError(done + at, name, rows + kept)
     if not finite:
         raise NonFiniteError(done + len(indices) - 1, "the state (parameters or memories)", kept)
-
-
-class _Log:
-    """The run folder: one line of JSON per chunk, and checkpoints."""
-
-    def __init__(self, folder: Path, resume: bool):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"cannot make the run folder out={folder}: {error}; name a writable folder."
-            ) from error
-        self.path = folder / "metrics.jsonl"
-        self.checkpoints = Checkpoints(folder / "checkpoints")
-        if not resume and self.checkpoints.latest() is not None:
-            raise ValueError(
-                f"out={folder} holds a run at step {self.checkpoints.latest()}; "
-                "pass resume=True or name another folder."
-            )
-
-    def restore(self, tree: PyTree) -> tuple[int, PyTree, list[Row]]:
-        done = self.checkpoints.latest()
-        if done is None:
-            self.path.unlink(missing_ok=True)
-            return 0, tree, []
-        tree = self.checkpoints.restore(done, tree)
-        # A row is written before its checkpoint, so there may be one too many, or half of one.
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        rows = [row for row in rows if row["step"] <= done]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return done, tree, rows
-
-    def save(self, step: int, tree: PyTree, row: Row) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(
-                f"cannot write {self.path}: {error}; free space or name a writable folder. "
-                "Checkpoints saved earlier are untouched."
-            ) from error
-        self.checkpoints.save(step, tree)
-
-    def last_checkpoint(self) -> str:
-        step = self.checkpoints.latest()
-        return "none" if step is None else str(self.checkpoints.folder / str(step))
 
 
 @contextmanager

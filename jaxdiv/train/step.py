@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from jaxdiv.core.types import Batch, Key, Params, Scalar, State
 from jaxdiv.objectives import Objective
@@ -35,6 +35,11 @@ class TrainState(NamedTuple):
     opt_state: State
     key: Key
     step: Int[Array, ""]
+
+
+def strong(tree: PyTree) -> PyTree:
+    """The same arrays without weak types, so that the first step is compiled once for all the others."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
 
 
 Init: TypeAlias = Callable[[Params, Batch, Key], TrainState]
@@ -82,7 +87,7 @@ def make_step(objective: Objective, oracle: Oracle, tx: optax.GradientTransforma
                 f"got {jax.tree.map(lambda leaf: leaf.dtype, params)}."
             )
         init_key, key = jax.random.split(key)
-        return TrainState(
+        state = TrainState(
             params=params,
             loss_state=objective.init(params, batch, init_key),
             oracle_state=oracle.init(moving),
@@ -90,6 +95,7 @@ def make_step(objective: Objective, oracle: Oracle, tx: optax.GradientTransforma
             key=key,
             step=jnp.zeros((), jnp.int32),
         )
+        return strong(state)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)

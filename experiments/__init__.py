@@ -1,0 +1,1 @@
+"""Experiments: the main job, benchmarks, and the papers' executable claims. They use the public API only."""

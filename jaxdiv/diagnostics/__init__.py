@@ -1,0 +1,12 @@
+"""Measurements of trained models: calibration, scores, disparities between groups."""
+
+from .calibration import adaptive_ece as adaptive_ece
+from .calibration import classwise_ece as classwise_ece
+from .calibration import ece as ece
+from .group_jsd import GroupJSD as GroupJSD
+from .group_jsd import group_jsd as group_jsd
+from .scores import accuracy as accuracy
+from .scores import agreement as agreement
+from .scores import brier as brier
+from .scores import nll as nll
+from .scores import predictive_entropy as predictive_entropy

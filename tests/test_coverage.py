@@ -1,0 +1,62 @@
+"""Every public name of a family goes through that family's contract suite.
+
+A name is covered if a test file that imports the suite ``jaxdiv.testing.<room>`` uses it. What is no member
+of the family (types, protocols, tables) is listed here with the reason.
+"""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+FAMILIES = ("divergences", "losses", "objectives", "oracles")
+NOT_MEMBERS = {
+    "divergences": {},
+    "losses": {},
+    "objectives": {
+        "Objective": "protocol",
+        "Link": "protocol",
+        "Record": "protocol",
+    },
+    "oracles": {"Oracle": "protocol", "Evaluation": "type"},
+}
+
+
+def names_used(file: Path, room: str) -> set[str]:
+    """Attributes of the room, and names imported from it, that a test file uses; none without its suite."""
+    tree = ast.parse(file.read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    suite = any(
+        node.module == f"jaxdiv.testing.{room}"
+        or (node.module == "jaxdiv.testing" and room in {alias.name for alias in node.names})
+        for node in imports
+    )
+    if not suite:
+        return set()
+    attributes = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == room
+    }
+    return attributes | {
+        alias.name
+        for node in imports
+        if (node.module or "").startswith(f"jaxdiv.{room}")
+        for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("room", FAMILIES)
+def test_every_public_name_is_in_a_suite(room):
+    module = importlib.import_module(f"jaxdiv.{room}")
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    covered = set().union(*(names_used(file, room) for file in (TESTS / room).rglob("test_*.py")))
+    assert not public - covered - set(NOT_MEMBERS[room]), "in no suite"
+    assert set(NOT_MEMBERS[room]) <= public, "no longer public"
