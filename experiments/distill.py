@@ -65,7 +65,7 @@ class Config:
     """Training steps of the teacher and of each student."""
     batch_size: int = 128
     """Examples in each batch."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """Peak learning rate of Adam, decayed by a cosine."""
     seeds: int = 5
     """Number of seeds: each draws its own split, teacher and students."""
@@ -202,6 +202,8 @@ def main(config: Config) -> dict[str, Any]:
     write_json(out / "results.json", results)
     plot(results["table"], out / "tradeoff.png")
     console = Console()
+    if not console.is_terminal:  # piped, where rich would take 80 columns
+        console = Console(width=110)
     console.print(render(results["table"], config))
     console.print(f"table, figure and logs are in {out}")
     return results

@@ -45,8 +45,8 @@ def ece(
 
     Example:
         >>> p = jnp.array([[0.9, 0.1], [0.9, 0.1]])
-        >>> print(ece(jnp.log(p), jnp.array([0, 1])).round(4))
-        0.4
+        >>> print(f"{ece(jnp.log(p), jnp.array([0, 1])):.4f}")
+        0.4000
     """
     confidence, correct, weights = _top(logits, labels, bins, weights)
     return _binned_gap(correct - confidence, _equal_width(confidence, bins), weights, bins)
@@ -113,8 +113,8 @@ def classwise_ece(
 
     Example:
         >>> p = jnp.array([[0.9, 0.1], [0.9, 0.1]])
-        >>> print(classwise_ece(jnp.log(p), jnp.array([0, 1])).round(4))
-        0.4
+        >>> print(f"{classwise_ece(jnp.log(p), jnp.array([0, 1])):.4f}")
+        0.4000
     """
     _, correct, weights = _top(logits, labels, bins, weights)
     probability = jax.nn.softmax(arguments.predictions("logits", logits))

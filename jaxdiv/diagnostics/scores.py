@@ -93,4 +93,4 @@ def predictive_entropy(logits: Float[Array, "B C"]) -> Float[Array, " B"]:
     """
     log_p = jax.nn.log_softmax(arguments.predictions("logits", logits))
     impossible = jnp.isneginf(log_p)
-    return -jnp.sum(jnp.exp(log_p) * jnp.where(impossible, 0.0, log_p), axis=-1)
+    return jnp.sum(jnp.exp(log_p) * jnp.where(impossible, 0.0, -log_p), axis=-1)

@@ -8,6 +8,7 @@ folder that the caller names.
 
 import csv
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -240,6 +241,7 @@ def _read_idx(file: Path) -> np.ndarray:
     rank = content[3]
     shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if values.size != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{file} promises {shape} values and holds {values.size}; it is damaged.")
+    size = math.prod(shape)
+    if values.size != size:
+        raise ValueError(f"{file} promises {size} values and holds {values.size}; it is damaged.")
     return values.reshape(shape)

@@ -90,7 +90,7 @@ def bd_kd_student(
 
     Example:
         >>> bd_kd_student(jnp.zeros((1, 2)), jnp.array([[1.0, -1.0]])).round(4)
-        Array([1.1952], dtype=float32)
+        Array([1.1954], dtype=float32)
     """
     student, teacher = arguments.class_pair(student_logits=student_logits, teacher_logits=teacher_logits)
     checks.in_range("temperature", temperature, 0.0, open_low=True)

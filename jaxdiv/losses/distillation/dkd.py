@@ -52,7 +52,7 @@ def dkd(
     Example:
         >>> teacher = jnp.array([[4.0, 0.0, 0.0]])
         >>> dkd(jnp.zeros((1, 3)), teacher, jnp.array([0])).round(3)
-        Array([1.941], dtype=float32)
+        Array([1.973], dtype=float32)
     """
     student, teacher = arguments.class_pair(student_logits=student_logits, teacher_logits=teacher_logits)
     if student.shape[1] < 2:
