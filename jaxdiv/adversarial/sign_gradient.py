@@ -42,6 +42,9 @@ def sign_gradient(
         An attack ``(loss_of_inputs, inputs, key) -> inputs``. It costs one gradient per step and perturbs
         the floating leaves only.
 
+    Raises:
+        ValueError: If a number is negative, `steps` is 0, the bounds are reversed, or no input is floating.
+
     Example:
         >>> import jax
         >>> from jaxdiv import adversarial
@@ -54,6 +57,11 @@ def sign_gradient(
         raise ValueError(f"steps must be at least 1; got {steps}.")
     if step_size is None:
         step_size = epsilon if steps == 1 else 2.5 * epsilon / steps
+    checks.in_range("step_size", step_size, 0.0)
+    if bounds is not None:
+        low, high = bounds
+        if checks.concrete(low) and checks.concrete(high) and not low <= high:
+            raise ValueError(f"bounds must be (lowest, highest) with lowest <= highest; got {bounds}.")
 
     def attack(loss_of_inputs: Callable[[PyTree], Scalar], inputs: PyTree, key: Key) -> PyTree:
         leaves, treedef = jax.tree.flatten(inputs)

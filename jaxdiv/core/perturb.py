@@ -63,7 +63,9 @@ def perturbation(
         [0.30000001192092896, 0.4000000059604645]
     """
     wide = _wide(params, direction, radius, geometry, eta)
-    return jax.tree.map(lambda w, e: None if e is None else e.astype(w.dtype), params, wide, is_leaf=_is_none)
+    return jax.tree.map(
+        lambda w, e: None if e is None else e.astype(jnp.result_type(w)), params, wide, is_leaf=_is_none
+    )
 
 
 def perturb(
@@ -101,7 +103,7 @@ def perturb(
     """
     wide = _wide(params, direction, radius, geometry, eta)
     return jax.tree.map(
-        lambda w, e: w if e is None else (w + e).astype(w.dtype), params, wide, is_leaf=_is_none
+        lambda w, e: w if e is None else (w + e).astype(jnp.result_type(w)), params, wide, is_leaf=_is_none
     )
 
 

@@ -53,8 +53,8 @@ def group_jsd(
         groups: The group of each example [N], in [0, num_groups).
         num_groups: Number of groups G >= 2.
         bins: Number of equal-width bins.
-        limits: Ends of the histogram; values beyond them fall into the outer bins. Default: the
-            smallest and the largest prediction.
+        limits: Ends of the histogram, in increasing order; values beyond them fall into the outer
+            bins. Default: the smallest and the largest prediction, which must be finite.
         weights: Weight of each example [N]; 0 is padding.
 
     Returns:
@@ -85,7 +85,10 @@ def group_jsd(
     weights = arguments.example_weights(weights, predictions)
     present = weights > 0
     invalid = present & (jnp.isnan(predictions) | (groups < 0) | (groups >= num_groups))
+    if limits is not None and all(map(checks.concrete, limits)) and not limits[0] < limits[1]:
+        raise ValueError(f"limits must increase; got {limits[0]} and {limits[1]}.")
     if limits is None:
+        invalid |= present & jnp.isinf(predictions)
         low = jnp.min(predictions, where=present, initial=jnp.inf)
         high = jnp.max(predictions, where=present, initial=-jnp.inf)
     else:

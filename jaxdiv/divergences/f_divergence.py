@@ -123,7 +123,9 @@ class FDivergence:
         """Returns ``f(r)`` at ``r = exp(log_ratio)``, [*n]."""
         log_ratio = checks.floating("log_ratio", log_ratio)
         slope = self.generator.slope(*self._options(log_ratio.dtype))
-        return self._centered(log_ratio) + slope * (bounded_exp(log_ratio) - 1.0)
+        near = log_ratio < 1.0
+        excess = jnp.where(near, jnp.expm1(jnp.where(near, log_ratio, 0.0)), bounded_exp(log_ratio) - 1.0)
+        return self._centered(log_ratio) + slope * excess
 
     def f_prime(self, log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """Returns ``f'(r)`` at ``r = exp(log_ratio)``, [*n]; the limits at infinite log-ratios."""
@@ -206,8 +208,14 @@ class FDivergence:
             return g.real_conjugate(y, *options) + slope
         low, high = g.prime_at_zero(*options), self.mirror.at_zero(*options)
         inside = (y > low) & (y < high)
-        inner = jnp.where(inside, y, 0.0)
-        value = g.conjugate(inner, *options) if g.conjugate else self._numeric_conjugate(inner)
+        if g.conjugate:
+            value = g.conjugate(jnp.where(inside, y, 0.0), *options)
+        else:
+            # An f that is linear from some r on has the slope f'(inf) already there.
+            x = self._log_maximizer(jnp.where((y > low) & (y <= high), y, 0.0))
+            inside = inside | ((y == high) & (x < self._end(y.dtype)))
+            x = jnp.where(inside, x, 0.0)
+            value = jnp.exp(x) * jnp.where(inside, y, 0.0) - self._centered(x)
         # At y = f'(inf) the supremum is the limit of r f'(r) - f(r), which is -g'(0) of the mirror g.
         outer = jnp.where(y == high, -self.mirror.prime_at_zero(*options), jnp.inf)
         outer = jnp.where(y <= low, -jnp.asarray(g.at_zero(*options)), outer)
@@ -312,12 +320,13 @@ class FDivergence:
             # Far out, a derivative of the user's f may be inf - inf; f' increases.
             return jnp.where(jnp.isnan(prime), jnp.sign(x) * jnp.inf, prime) - y
 
-        end = jnp.full_like(y, math.log(float(jnp.finfo(y.dtype).max)))
+        end = jnp.full_like(y, self._end(y.dtype))
         return increasing_root(excess, -end, end)
 
-    def _numeric_conjugate(self, y: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        x = self._log_maximizer(y)
-        return jnp.exp(x) * y - self._centered(x)
+    @staticmethod
+    def _end(dtype: jnp.dtype) -> float:
+        """The largest log-ratio whose exponential is a float, rounded down."""
+        return 0.999 * math.log(float(jnp.finfo(dtype).max))
 
 
 jax.tree_util.register_dataclass(

@@ -15,7 +15,7 @@ r"""The f-divergences without options.
 | neyman_chi2 | (r-1)²/r | Σ (P-Q)²/P |
 | le_cam | (r-1)² / (2(r+1)) | Σ (P-Q)² / (2(P+Q)) |
 
-Below each is centered and written in ``a = -log r >= 0``; ``log((1+r)/2)`` is ``log_mix(log r, 1/2)``.
+Below each is centered and written in ``a = -log r >= 0``.
 """
 
 import math
@@ -26,14 +26,15 @@ from jaxtyping import Array, Float
 
 from jaxdiv.divergences.f_divergence import FDivergence
 from jaxdiv.divergences.generator import Generator
-from jaxdiv.divergences.log_ratio import exp_remainder, log_mix, scaled_remainder
+from jaxdiv.divergences.log_ratio import exp_remainder, scaled_remainder
 
-_HALF = 0.5
 _LOG2 = math.log(2.0)
 
 
 def _half_mix(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    return log_mix(x, jnp.asarray(_HALF, x.dtype))
+    """``log((1 + r) / 2)``, with relative accuracy at r = 1 and beyond overflow."""
+    up = x > 0
+    return jnp.where(up, x, 0.0) + jnp.log1p(0.5 * jnp.expm1(jnp.where(up, -x, x)))
 
 
 def _tilt(x: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -17,8 +17,12 @@ from jaxtyping import Array, Float
 Scalarwise = Callable[[Float[Array, "*n"]], Float[Array, "*n"]]
 
 _SERIES_RADIUS = 0.5
-_SERIES_TERMS = 16  # 0.5**16 / 18! is below the rounding of float64
 _GRID = np.geomspace(1e-2, 1e6, 512)
+
+
+def series_terms(dtype: jnp.dtype) -> int:
+    """The number of terms after which ``0.5^j / j!`` and ``0.1^j`` are below the rounding of `dtype`."""
+    return 16 if jnp.finfo(dtype).nmant > 23 else 9
 
 
 def phi(k: int, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -26,7 +30,7 @@ def phi(k: int, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     small = jnp.abs(x) < _SERIES_RADIUS
     near = jnp.where(small, x, 0.0)
     series = jnp.zeros_like(x)
-    for j in reversed(range(_SERIES_TERMS)):
+    for j in reversed(range(series_terms(x.dtype))):
         series = series * near + 1.0 / math.factorial(j + k)
     far = jnp.where(small, 1.0, x)
     closed = jnp.expm1(far) / far if k == 1 else (jnp.expm1(far) - far) / (far * far)
@@ -38,7 +42,7 @@ def log1p_over(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     small = jnp.abs(x) < 0.1
     near = jnp.where(small, x, 0.0)
     series = jnp.zeros_like(x)
-    for j in reversed(range(_SERIES_TERMS)):
+    for j in reversed(range(series_terms(x.dtype))):
         series = series * -near + 1.0 / (j + 1)
     far = jnp.where(small, 1.0, x)
     return jnp.where(small, series, jnp.log1p(far) / far)
@@ -74,7 +78,13 @@ def log_mix(log_ratio: Float[Array, "*n"], alpha: Float[Array, ""]) -> Float[Arr
     a = jnp.where(up, log_ratio, -log_ratio)
     light = alpha <= 0.5
     direct = jnp.log1p(jnp.where(light, alpha, 0.5) * jnp.expm1(-a))
-    down = jnp.where(light, direct, _log_mix_up(a, jnp.where(light, 0.5, 1.0 - alpha)) - a)
+    rest = jnp.where(light, 0.5, 1.0 - alpha)
+    # Past a = -log(1 - alpha), log(r) would cancel: the constant leads.
+    flat = (rest > 0) & (jnp.log(jnp.where(rest > 0, rest, 1.0)) + a > 0)
+    base = jnp.where(flat, rest, 0.5)
+    level = jnp.log(base) + jnp.log1p((1.0 - base) * jnp.exp(-a) / base)
+    heavy = jnp.where(flat, level, _log_mix_up(jnp.where(flat, 0.0, a), rest) - a)
+    down = jnp.where(light, direct, heavy)
     return jnp.where(up, _log_mix_up(a, alpha), down)
 
 

@@ -107,8 +107,9 @@ def linear_mmd2(
         raise ValueError(f"x must hold at least 2 points; got shape {x.shape}.")
 
     def k(a: Array, b: Array) -> Array:
-        # Each pair is a batch of its own, so that the kernel returns [*b, half, 1, 1].
-        return kernel(a[..., None, :], b[..., None, :])[..., 0, 0]
+        # Each pair is a batch of its own, in front of *b so that options of shape [*b] stay aligned.
+        a, b = (jnp.moveaxis(z, -2, 0)[..., None, :] for z in (a, b))
+        return jnp.moveaxis(kernel(a, b)[..., 0, 0], 0, -1)
 
     first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     x1, x2, y1, y2 = x[..., first, :], x[..., second, :], y[..., first, :], y[..., second, :]

@@ -89,10 +89,12 @@ def renyi(
     s = s[..., 0]
     direct = jnp.all(bounded, axis=-1) & (jnp.abs(s * growth) < 0.5) & ~missing
     growth = jnp.where(direct, growth, 0.0)
-    # An empty common support is +inf below; its log-sum-exp has zero gradient.
-    far = logsumexp(log_p_safe + exponent, -1, where=both) / jnp.where(direct | (s == 0), 1.0, s)
+    # An empty common support is +inf below; dividing its -inf here would make the gradient in alpha NaN.
+    empty = ~jnp.any(both, axis=-1)
+    cumulant = jnp.where(empty, 0.0, logsumexp(log_p_safe + exponent, -1, where=both))
+    far = cumulant / jnp.where(direct | (s == 0), 1.0, s)
     value = jnp.where(direct, growth * log1p_over(s * growth), far)
     largest = jnp.max(jnp.where(both, log_ratio, -jnp.inf), axis=-1)
     value = jnp.where(at_infinity, largest, value)
-    infinite = (missing & (s >= 0)) | ~jnp.any(both, axis=-1)
+    infinite = (missing & (s >= 0)) | empty
     return jnp.where(infinite, jnp.inf, value)

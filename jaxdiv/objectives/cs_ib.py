@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiv import divergences
-from jaxdiv.core.types import Key, Numeric, Params
-from jaxdiv.objectives.record import Link, Option, Record, add_term, resolve, select
+from jaxdiv.core.types import Key, Numeric, Params, Scalar
+from jaxdiv.objectives.record import Link, Option, Record, add_term, of_present, resolve, select
 
 
 def cs_ib(
@@ -77,14 +77,18 @@ def cs_ib(
         x, y, y_hat, t = (
             _rows(jnp.asarray(select("cs_ib", record, name))) for name in ("inputs", target, output, features)
         )
-        weights = record.weights
         width = None if sigma_y is None else resolve(sigma_y, count)
-        prediction = divergences.conditional_cs(
-            x, y, y_hat, sigma_x=sigma_x, sigma_y=width, denominator=denominator, weights=weights
-        )
-        information = divergences.cs_qmi(
-            x, t, sigma_x=sigma_x, sigma_t=sigma_t, normalized=normalized, weights=weights
-        )
+
+        def estimates(weights: Float[Array, " B"]) -> tuple[Scalar, Scalar]:
+            prediction = divergences.conditional_cs(
+                x, y, y_hat, sigma_x=sigma_x, sigma_y=width, denominator=denominator, weights=weights
+            )
+            information = divergences.cs_qmi(
+                x, t, sigma_x=sigma_x, sigma_t=sigma_t, normalized=normalized, weights=weights
+            )
+            return prediction, information
+
+        prediction, information = of_present(estimates, record.weights)
         record = add_term("cs_ib", record, "prediction", prediction)
         record = add_term("cs_ib", record, "compression", resolve(beta, count) * information)
         return record, count + 1

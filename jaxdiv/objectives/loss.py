@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiv.core import checks
 from jaxdiv.core.types import Key, Params, Scalar
-from jaxdiv.objectives.record import Link, Option, Record, add_term, resolve, select
+from jaxdiv.objectives.record import Link, Option, Record, add_term, of_present, raised, resolve, select
 
 
 def _named(fn: Callable[..., Any], name: str | None) -> str:
@@ -62,7 +62,7 @@ def _per_example(
     link: str, fn: Callable[..., Float[Array, " B"]], name: str, weight: Option, fields: tuple[str, ...]
 ) -> Link:
     def update(params: Params, count: Int[Array, ""], record: Record, key: Key | None) -> Record:
-        values = fn(*(select(link, record, field) for field in fields))
+        values = fn(*(raised(select(link, record, field)) for field in fields))
         if jnp.shape(values) != record.weights.shape:
             raise ValueError(
                 f"link {link} must give one value per example, shape {record.weights.shape}; got "
@@ -87,7 +87,8 @@ def batch_loss(
     """Adds ``weight * fn(output, target, weights=)``, a scalar of the whole batch, to the record's terms.
 
     Args:
-        fn: A batch loss ``(outputs, targets, *, weights) -> scalar``; `weights` [B] are the record's.
+        fn: A batch loss ``(outputs, targets, *, weights) -> scalar``; `weights` [B] are the record's. The
+            term of a batch of pure padding is 0.
         name: Name of the term; the function's own by default.
         weight: A number, a traced scalar, or an optax schedule of this link's updates.
         output: What the loss looks at: a key of the outputs, or anything `select` finds.
@@ -110,7 +111,8 @@ def batch_loss(
 
     def update(params: Params, count: Int[Array, ""], record: Record, key: Key | None) -> Record:
         link = f"batch_loss({name!r})"
-        value = fn(select(link, record, output), select(link, record, target), weights=record.weights)
+        fields = [raised(select(link, record, field)) for field in (output, target)]
+        value = of_present(lambda weights: fn(*fields, weights=weights), record.weights)
         return add_term(link, record, name, value, resolve(weight, count))
 
     return _counting(update)
@@ -144,7 +146,7 @@ def parameter_regularizer(
 
     def update(params: Params, count: Int[Array, ""], record: Record, key: Key | None) -> Record:
         link = f"parameter_regularizer({name!r})"
-        return add_term(link, record, name, fn(where(params)), resolve(weight, count))
+        return add_term(link, record, name, fn(raised(where(params))), resolve(weight, count))
 
     return _counting(update)
 

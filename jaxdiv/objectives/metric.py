@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdiv.core.types import Key, Params
-from jaxdiv.objectives.record import Link, Record, select, stateless, weighted_mean
+from jaxdiv.objectives.record import Link, Record, raised, select, stateless, weighted_mean
 
 
 def metric(
@@ -35,7 +35,7 @@ def metric(
 
     def update(params: Params, record: Record, key: Key | None) -> Record:
         link = f"metric({name!r})"
-        values = jnp.asarray(fn(select(link, record, output), select(link, record, target)))
+        values = jnp.asarray(fn(*(raised(select(link, record, field)) for field in (output, target))))
         if values.shape not in ((), record.weights.shape):
             raise ValueError(
                 f"link {link} must give a scalar or one value per example, shape {record.weights.shape}; "

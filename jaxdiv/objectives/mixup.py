@@ -45,25 +45,29 @@ def mixup(alpha: Numeric = 0.2, *, num_classes: int | None = None) -> Link:
 
     def update(params: Params, record: Record, key: Key | None) -> Record:
         targets = record.targets
+        floats = [
+            leaf.dtype for leaf in jax.tree.leaves(record.inputs) if jnp.issubdtype(leaf.dtype, jnp.floating)
+        ]
+        dtype = jnp.result_type(jnp.float32, *floats)
         if any(jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.integer) for leaf in jax.tree.leaves(targets)):
             if num_classes is None or not hasattr(targets, "dtype"):
                 raise ValueError(
                     "link mixup cannot mix integer targets; pass num_classes= to mix their one-hot rows."
                 )
-            targets = one_hot(targets, num_classes, jnp.dtype(float))
+            targets = one_hot(targets, num_classes, dtype)
         if key is None:
             return record._replace(targets=targets)
         key_lam, key_perm = jax.random.split(key)
-        lam = jax.random.beta(key_lam, alpha, alpha)
+        # Beta(alpha, alpha) as an entry of Dirichlet(alpha, alpha), whose gammas compile to a single loop.
+        lam = jax.random.dirichlet(key_lam, jnp.full(2, alpha, dtype), dtype=dtype)[0]
         size = record.weights.shape[0]
         partner = jax.random.permutation(key_perm, size)
         alone = (record.weights == 0) | (record.weights[partner] == 0)
         partner = jnp.where(alone, jnp.arange(size), partner)
 
         def mix(leaf: jax.Array) -> jax.Array:
-            return (lam * checks.floating("mixed inputs", leaf) + (1 - lam) * leaf[partner]).astype(
-                leaf.dtype
-            )
+            raised = checks.floating("link mixup: inputs", leaf)
+            return (lam * raised + (1 - lam) * raised[partner]).astype(leaf.dtype)
 
         return record._replace(
             inputs=jax.tree.map(mix, record.inputs),

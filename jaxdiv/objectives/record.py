@@ -66,8 +66,8 @@ def stateless(update: Callable[[Params, Record, Key | None], Record]) -> Link:
 def from_batch(batch: Batch) -> Record:
     """Builds the first record of a chain.
 
-    Rows of weight 0 become copies of the first present row: whatever padding holds, a gradient that passed
-    it would be 0 * NaN.
+    Rows of weight 0 become copies of the first present row, or zeros where none is: whatever padding
+    holds, a gradient that passed it would be 0 * NaN.
 
     Raises:
         ValueError: If `inputs` are missing or empty, the leading axes of inputs, targets, weights and
@@ -125,7 +125,10 @@ def _fill_padding(rows: PyTree, weights: Float[Array, " B"]) -> PyTree:
         if jnp.shape(leaf)[:1] != absent.shape:
             return leaf
         leaf = jnp.asarray(leaf)
-        return jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), leaf[first], leaf)
+        row = leaf[first]
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            row = jnp.where(absent[first], jnp.zeros_like(row), row)
+        return jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), row, leaf)
 
     return jax.tree.map(fill, rows)
 
@@ -157,6 +160,16 @@ def select(link: str, record: Record, name: str) -> PyTree:
     known = [*fields, *record.outputs, *named_targets, *record.extras]
     remedy = "" if record.outputs else " No forward link has run yet; put objectives.forward before it."
     raise ValueError(f"link {link} needs {name!r}; the record holds {', '.join(known)}.{remedy}")
+
+
+def raised(tree: PyTree) -> PyTree:
+    """The same pytree, its half-precision leaves in float32, for functions that do not raise them."""
+
+    def raise_leaf(leaf: Any) -> Any:
+        half = hasattr(leaf, "dtype") and leaf.dtype in (jnp.bfloat16, jnp.float16)
+        return jnp.asarray(leaf, jnp.float32) if half else leaf
+
+    return jax.tree.map(raise_leaf, tree)
 
 
 def require_index(link: str, record: Record) -> Int[Array, " B"]:
@@ -208,6 +221,14 @@ def weighted_mean(values: Float[Array, " B"], weights: Float[Array, " B"]) -> Sc
     total = jnp.sum(weights)
     summed = jnp.sum(jnp.where(weights == 0, 0.0, weights * values))
     return jnp.where(total == 0, 0.0, summed / jnp.where(total == 0, 1.0, total))
+
+
+def of_present(fn: Callable[[Float[Array, " B"]], PyTree], weights: Float[Array, " B"]) -> PyTree:
+    """``fn(weights)``, scalars of the whole batch; 0 for a batch of pure padding, as a mean has it."""
+    absent = jnp.sum(weights) == 0
+    # Weights that fn can normalize, so that the branch not taken gives no NaN to the gradient.
+    values = fn(jnp.where(absent, jnp.ones_like(weights), weights))
+    return jax.tree.map(lambda value: jnp.where(absent, jnp.zeros_like(value), value), values)
 
 
 def resolve(option: Option, count: Int[Array, ""]) -> Numeric:

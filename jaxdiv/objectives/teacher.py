@@ -69,9 +69,9 @@ def teacher(
                     f"link teacher({name!r}) needs the output {output!r}; the teacher has {sorted(outputs)}."
                 )
             outputs = outputs[output]
-        if name in record.extras:
+        if name in {"inputs", "targets", *record.outputs, *record.extras}:
             raise ValueError(
-                f"link teacher({name!r}): an extra of this name exists already; give another name=."
+                f"link teacher({name!r}): a field of this name exists already; give another name=."
             )
         return record._replace(extras={**record.extras, name: jax.lax.stop_gradient(outputs)}), state
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdiv import core
 from jaxdiv.core.types import Aux, Batch, Key, LossFn, Params, Scalar, State
 from jaxdiv.oracles.oracle import Evaluation, Oracle
 
@@ -74,7 +75,9 @@ def _combine(g_primary: Any, g_other: Any) -> Any:
     g_primary, g_other = jax.tree.map(
         lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), (g_primary, g_other)
     )
-    inner = optax.tree.vdot(g_other, g_primary)
-    square = optax.tree.norm(g_primary, squared=True)
-    overlap = jnp.where(inner < 0, 1 - inner / jnp.where(square > 0, square, 1.0), 1.0)
-    return jax.tree.map(lambda p, o, dtype: (overlap * p + o).astype(dtype), g_primary, g_other, dtypes)
+    # Along the unit vector, so that no square over- or underflows; 0 where the primary gradient is 0.
+    unit = core.perturbation(g_primary, g_primary, 1.0)
+    conflict = jnp.minimum(optax.tree.vdot(g_other, unit), 0.0)
+    return jax.tree.map(
+        lambda p, o, u, dtype: (p + (o - conflict * u)).astype(dtype), g_primary, g_other, unit, dtypes
+    )

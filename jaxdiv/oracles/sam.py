@@ -81,18 +81,20 @@ def sam(
         if m < 1 or size % m:
             raise ValueError(f"m must divide the batch size {size}; got {m}.")
         chunks = jax.tree.map(lambda x: x.reshape(size // m, m, *x.shape[1:]), rows)
-        mass = jnp.sum(chunks["weights"], axis=1) if "weights" in rows else jnp.full(size // m, float(m))
+        if "weights" in rows:
+            mass = jnp.sum(checks.floating("batch['weights']", chunks["weights"]), axis=1)
+        else:
+            mass = jnp.full(size // m, m, jnp.float32)
         total = jnp.sum(mass)
-        shares = jnp.where(total > 0, mass / jnp.where(total > 0, total, 1.0), 0.0)
 
         def evaluate(states: tuple[State, State], chunk: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-            rows, share, position = chunk
+            rows, mass, position = chunk
             (value, aux), gradient, oracle_state, loss_state = whole(
                 loss_fn, params, *states, {**rows, **shared}, jax.random.fold_in(key, position)
             )
             averaged = (value, aux["terms"], aux["metrics"], gradient)
             # A chunk of pure padding may hold anything.
-            scaled = jax.tree.map(lambda x: jnp.where(share == 0, 0.0, share * _wide(x)), averaged)
+            scaled = jax.tree.map(lambda x: jnp.where(mass == 0, 0.0, mass * _wide(x)), averaged)
             return (oracle_state, loss_state), scaled, aux["losses"]
 
         def step(carry: tuple[Any, Any], chunk: tuple[Any, Any, Any]) -> tuple[Any, Any]:
@@ -100,12 +102,13 @@ def sam(
             states, scaled, losses = evaluate(states, chunk)
             return (states, jax.tree.map(jnp.add, sums, scaled)), losses
 
-        scanned = (chunks, shares, jnp.arange(size // m))
+        scanned = (chunks, mass, jnp.arange(size // m))
         states = (oracle_state, loss_state)
         _, shapes, _ = jax.eval_shape(evaluate, states, jax.tree.map(lambda x: x[0], scanned))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (states, sums), losses = jax.lax.scan(step, (states, zeros), scanned)
-        value, terms, metrics, gradient = sums
+        # Divided last, in the dtype of the sums: shares would round to that of the weights.
+        value, terms, metrics, gradient = jax.tree.map(lambda x: x / jnp.where(total == 0, 1.0, total), sums)
         gradient = jax.tree.map(lambda g, w: g.astype(jnp.result_type(w)), gradient, params)
         # Rows that a link appended come after those of the batch.
         losses = jax.tree.map(lambda x: jnp.concatenate([x[:, :m].ravel(), x[:, m:].ravel()]), losses)

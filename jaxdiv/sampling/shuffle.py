@@ -64,7 +64,8 @@ def shuffle(batch_size: int) -> Sampler:
 
     def draw(state: ShuffleState) -> tuple[np.ndarray, ShuffleState]:
         end = int(state.position) + batch_size
-        index = state.order[int(state.position) : end]
+        # A copy, so that a caller who writes into it does not change the state.
+        index = state.order[int(state.position) : end].copy()
         n = len(state.order)
         if end >= n:
             epoch = int(state.epoch) + 1

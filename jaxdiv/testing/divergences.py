@@ -1,12 +1,17 @@
 """The contract every divergence keeps, as checks that a test class parametrizes over.
 
 A member of the family is described by a `Member`; `contract(members)` names one test per member and
-check, so that a whole family goes through the suite in one test method:
+check, so that a whole family goes through the suite in two test methods:
 
     class TestContract(chex.TestCase):
         @chex.variants(with_jit=True, without_jit=True)
-        @parameterized.named_parameters(contract(MEMBERS))
-        def test_contract(self, check, member):
+        @parameterized.named_parameters(contract(MEMBERS, CALLS))
+        def test_calls(self, check, member):
+            check(member, self.variant)
+
+        @chex.variants(with_jit=True)
+        @parameterized.named_parameters(contract(MEMBERS, TRANSFORMS))
+        def test_transforms(self, check, member):
             check(member, self.variant)
 
 A member whose call takes a numeric option names a value of it in `option`; it is then also
@@ -14,6 +19,7 @@ differentiated and vectorized over that option. `bad` holds calls that must rais
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,6 +54,9 @@ class Member:
         zero_atol: Absolute rounding of that zero in float32.
         symmetric: Whether the arguments may be swapped.
         half: Whether bfloat16 input is offered.
+        unbounded: For functions of the logits of two distributions: whether a class that only P lacks,
+            and one that only Q lacks, costs +inf. None for others, which do not go through `SIMPLEX`.
+        convex: Whether it is jointly convex in two distributions.
         bad: Calls that must raise ValueError at trace time.
     """
 
@@ -61,6 +70,8 @@ class Member:
     zero_atol: float = 1e-6
     symmetric: bool = False
     half: bool = True
+    unbounded: tuple[bool, bool] | None = None
+    convex: bool = True
     bad: tuple[Callable[[], Any], ...] = ()
 
 
@@ -147,21 +158,97 @@ def check_dtypes(member: Member, variant: Variant) -> None:
 
 def check_traces(member: Member, variant: Variant) -> None:
     """Equal shapes trace once, whatever the values and the option."""
-    del variant
     chex.clear_trace_counter()
-    fn = jax.jit(chex.assert_max_traces(member.call, n=1))
+    fn = variant(chex.assert_max_traces(member.call, n=1))
     for seed in (5, 6):
         p, q, *option = _arguments(member, seed, jnp.float32)
         fn(p, q, *(0.9 ** (seed - 5) * x for x in option))
 
 
-CHECKS: tuple[Check, ...] = (check_values, check_gradients, check_rows, check_dtypes, check_traces)
+def simplex_faces() -> tuple[np.ndarray, np.ndarray]:
+    """Logits of two distributions on every pair of faces of the three-class simplex: [49, 3] each."""
+    support = np.array(list(itertools.product([False, True], repeat=3)))[1:]
+    rows, columns = (i.ravel() for i in np.mgrid[:7, :7])
+    p = np.where(support[rows], [0.3, -0.5, 0.9], -np.inf)
+    q = np.where(support[columns], [-0.4, 0.6, 0.2], -np.inf)
+    return p, q
 
 
-def contract(members: Iterable[Member]) -> list[tuple[str, Check, Member]]:
+def extreme_logits() -> tuple[np.ndarray, np.ndarray]:
+    """Logits that move apart up to 1e4, in three ways: [3, 12, 3] each."""
+    away = np.geomspace(1e-1, 1e4, 12)[:, None] * np.array([1.0, 0.0, -1.0])
+    return np.stack([away, 0.0 * away, away]), np.stack([0.0 * away, away, -away])
+
+
+def check_simplex(member: Member, variant: Variant) -> None:
+    """Vertices, faces and interior of the simplex, from logits, in float32.
+
+    A probability 0 (logit -inf) gives +inf exactly where it must, a gradient 0 at that logit and never
+    NaN; finite logits up to 1e4 give finite values and gradients, and values that do not fall as the
+    logits move apart. A channel never increases the divergence, and it is convex along mixtures.
+    """
+    if member.unbounded is None:
+        raise ValueError(f"{member.name} has no `unbounded`, which check_simplex needs.")
+    fn = variant(
+        jax.vmap(jax.value_and_grad(member.call, (0, 1)), (0, 0, None)[: 3 - (member.option is None)])
+    )
+    option = () if member.option is None else (jnp.float32(member.option),)
+
+    def evaluate(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        # One shape, one compilation.
+        padded = (np.resize(x, (49, 3)) for x in (p, q))
+        out = fn(*(jnp.asarray(x, jnp.float32) for x in padded), *option)
+        return jax.tree.map(lambda x: np.asarray(x)[: len(p)], out)
+
+    p, q = simplex_faces()
+    value, gradients = evaluate(p, q)
+    no_p, no_q = p == -np.inf, q == -np.inf
+    price_p, price_q = member.unbounded
+    infinite = (price_p & (no_p & ~no_q).any(1)) | (price_q & (no_q & ~no_p).any(1))
+    np.testing.assert_array_equal(value == np.inf, infinite)
+    assert np.all(value >= 0), f"{member.name} is negative or NaN on the boundary"
+    for gradient, absent in zip(gradients, (no_p, no_q), strict=True):
+        assert not np.isnan(gradient).any(), f"{member.name} has a NaN gradient on the boundary"
+        np.testing.assert_array_equal(gradient[absent], 0.0)
+    same, gradients = evaluate(p, p)
+    np.testing.assert_allclose(same, 0.0, atol=member.zero_atol)
+    for gradient in gradients:
+        np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+    p, q = extreme_logits()
+    value, gradients = evaluate(p.reshape(-1, 3), q.reshape(-1, 3))
+    chex.assert_tree_all_finite((value, gradients))
+    value = value.reshape(3, -1)
+    assert np.all(np.diff(value) >= -1e-6 * value[:, 1:]), f"{member.name} falls as logits move apart"
+
+    rng = np.random.default_rng(7)
+    p, q, other_p, other_q = rng.dirichlet(np.full(3, 0.5), (4, 49))
+    channel = rng.dirichlet(np.full(3, 0.5), (49, 3))
+    value, _ = evaluate(np.log(p), np.log(q))
+    processed, _ = evaluate(*(np.log(np.einsum("ni,nij->nj", x, channel)) for x in (p, q)))
+    assert np.all(processed <= value * (1 + 1e-4) + 1e-6), f"{member.name} is increased by a channel"
+    assert np.any(processed < 0.5 * value)
+    if member.convex:
+        other, _ = evaluate(np.log(other_p), np.log(other_q))
+        mixed, _ = evaluate(np.log(0.7 * p + 0.3 * other_p), np.log(0.7 * q + 0.3 * other_q))
+        bound = 0.7 * value + 0.3 * other
+        assert np.all(mixed <= bound * (1 + 1e-4) + 1e-6), f"{member.name} is not convex"
+
+
+# Without jit every single operation compiles anew for each dtype and axis: only `CALLS` run so.
+CALLS: tuple[Check, ...] = (check_values,)
+TRANSFORMS: tuple[Check, ...] = (check_gradients, check_rows, check_dtypes, check_traces)
+CHECKS: tuple[Check, ...] = (*CALLS, *TRANSFORMS)
+# For members with `unbounded`: functions of the logits of two distributions.
+SIMPLEX: tuple[Check, ...] = (check_simplex,)
+
+
+def contract(
+    members: Iterable[Member], checks: tuple[Check, ...] = CHECKS
+) -> list[tuple[str, Check, Member]]:
     """The named parameters of a test method: one case per member and check."""
     return [
         (f"_{member.name}_{check.__name__.removeprefix('check_')}", check, member)
         for member in members
-        for check in CHECKS
+        for check in checks
     ]

@@ -21,10 +21,11 @@ def alternate(
 
     Returns:
         ``step(states, batch) -> (states, metrics)`` over a dict of the players' states, fit for `fit`. A
-        player's objective finds the others' current parameters as ``record.extras["shared"][name]``, without
-        gradient; each player's own `init` wants a batch that holds them under ``batch["shared"]``. The
-        repeated steps of one player see the same batch with new keys. Metrics are those of the last step of
-        each player, its names prefixed ``"player/"``; the value is the sum of the players' values.
+        player's objective finds the others' current parameters as ``record.extras["shared"][name]``, which
+        its gradient takes as constants; each player's own `init` wants a batch that holds them under
+        ``batch["shared"]``. The repeated steps of one player see the same batch with new keys. Metrics are
+        those of the last step of each player, its names prefixed ``"player/"``; the value is the sum of the
+        players' values.
 
     Raises:
         ValueError: If there is no player, or a count below 1.
@@ -33,6 +34,7 @@ def alternate(
         Two players of f(x, y) = x^2 / 2 + x y, of which x descends and y ascends:
 
         >>> import jax, optax
+        >>> import jax.numpy as jnp
         >>> from jaxdiv import objectives, oracles, train
         >>> def player(value):
         ...     def update(params, record, key):
@@ -58,6 +60,11 @@ def alternate(
             raise ValueError(f"player {name!r} must take at least 1 step; got {count}.")
 
     def step(states: Players, batch: Batch) -> tuple[Players, Metrics]:
+        missing = sorted(set(players) - set(states))
+        if missing:
+            raise ValueError(
+                f"states must hold every player's state; {missing} are missing of {list(players)}."
+            )
         states = dict(states)
         metrics: dict[str, Any] = {"value": 0.0, "terms": {}, "metrics": {}}
         for name, (player_step, count) in players.items():

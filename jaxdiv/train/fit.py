@@ -95,8 +95,8 @@ def fit(
         The last state and the history, both as an uninterrupted run would give them.
 
     Raises:
-        ValueError: If the data are empty or ragged, weights are negative or all zero, or the checkpoint in
-            `out` is damaged.
+        ValueError: If the data are empty or ragged, weights are negative, infinite or all zero, the
+            sampler draws what is not there, or the checkpoint in `out` is damaged.
         NonFiniteError: At the first value that is not finite, naming step and term. The last finite
             checkpoint is kept.
         OSError: If `out` cannot be written; checkpoints saved earlier stay.
@@ -139,6 +139,9 @@ def fit(
                     "sampler must keep one batch size within a chunk; let it change in record()."
                 )
             indices = np.stack(draws)
+            if not indices.size or indices.min() < 0 or indices.max() >= n:
+                drawn = f"{indices.min()} to {indices.max()}" if indices.size else "none"
+                raise ValueError(f"sampler must draw at least one index, all from 0 to {n - 1}; got {drawn}.")
             state, metrics, finite = _run_chunk(step, state, data, indices)
             metrics = jax.tree.map(np.asarray, metrics)
             _check_finite(metrics, bool(finite), indices, done, log)
@@ -195,10 +198,10 @@ def _check(data: Mapping[str, PyTree]) -> int:
     if len(every) != 1 or 0 in every:
         raise ValueError(f"data must hold arrays with one common, positive number of rows; got {sizes}.")
     if "weights" in data:
-        weights = np.asarray(data["weights"])
-        if not (np.all(weights >= 0) and weights.sum() > 0):
+        weights = np.asarray(data["weights"], np.float64)
+        if not (np.all(weights >= 0) and 0 < weights.sum() < np.inf):
             raise ValueError(
-                "data['weights'] must be non-negative with a positive sum; "
+                "data['weights'] must be finite and non-negative with a positive sum; "
                 f"got a minimum of {weights.min():g} and a sum of {weights.sum():g}."
             )
     return every.pop()

@@ -42,6 +42,11 @@ def strong(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
 
 
+def _is_inexact(leaf: Any) -> bool:
+    # Not eqx.is_inexact_array, to which the numpy arrays of a state fetched to the host are none.
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
 Init: TypeAlias = Callable[[Params, Batch, Key], TrainState]
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -80,7 +85,7 @@ def make_step(objective: Objective, oracle: Oracle, tx: optax.GradientTransforma
 
     def init(params: Params, batch: Batch, key: Key) -> TrainState:
         params = jax.tree.map(jnp.asarray, params)
-        moving, _ = eqx.partition(params, eqx.is_inexact_array)
+        moving, _ = eqx.partition(params, _is_inexact)
         if not jax.tree.leaves(moving):
             raise ValueError(
                 "params must hold at least one floating leaf to train; "
@@ -99,7 +104,7 @@ def make_step(objective: Objective, oracle: Oracle, tx: optax.GradientTransforma
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        moving, fixed = eqx.partition(state.params, eqx.is_inexact_array)
+        moving, fixed = eqx.partition(state.params, _is_inexact)
 
         def loss_fn(moving: Params, loss_state: State, batch: Batch, key: Key) -> Any:
             return objective.apply(eqx.combine(moving, fixed), loss_state, batch, key)
