@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiv.core import checks
@@ -182,7 +181,7 @@ class Norm(abc.ABC):
     def _enter(self, name: str, x: Array) -> tuple[Array, Axes, Axes]:
         x = checks.floating(name, x)
         checks.not_empty(name, x)
-        order = axes_of(name, x, self.axis)
+        order = checks.axes(name, x, self.axis)
         if self.matrix and len(order) != 2:
             raise ValueError(
                 f"axis of a matrix norm must name two axes of {name}, which has shape {x.shape}; "
@@ -190,16 +189,6 @@ class Norm(abc.ABC):
             )
         axes = tuple(range(-len(order), 0))
         return jnp.moveaxis(x, order, axes), axes, order
-
-
-def axes_of(name: str, x: Array, axis: int | Sequence[int] | None) -> Axes:
-    """The axes that `axis` names, counted from the front; ValueError if `x` lacks one."""
-    try:
-        return np.lib.array_utils.normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
-    except ValueError:
-        raise ValueError(
-            f"axis must name distinct axes of {name}, which has shape {x.shape}; got {axis}."
-        ) from None
 
 
 def magnitude(x: Array) -> Array:

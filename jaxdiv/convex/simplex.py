@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxdiv.convex.norm import axes_of, per_batch
+from jaxdiv.convex.norm import per_batch
 from jaxdiv.core import checks
 from jaxdiv.core.types import Numeric
 
@@ -61,7 +61,7 @@ def project_simplex(
     """
     wide = checks.floating("x", x)
     checks.not_empty("x", wide)
-    (position,) = axes_of("x", wide, axis)
+    (position,) = checks.axes("x", wide, axis)
     checks.in_range("scale", scale, 0.0, open_high=True)
     moved = jnp.moveaxis(wide, position, -1)
     out = onto_simplex(moved, per_batch("scale", scale, moved, (-1,)))

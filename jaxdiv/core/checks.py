@@ -4,7 +4,7 @@ Shape, dtype, rank and names are known while tracing and always raise. Values ar
 are concrete: a traced option passes through, so that everything can be built inside jit, grad and vmap.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -57,6 +57,24 @@ def rank(name: str, x: Array, *ranks: int) -> None:
     if x.ndim not in ranks:
         expected = " or ".join(str(r) for r in ranks)
         raise ValueError(f"{name} must have rank {expected}; got shape {x.shape}.")
+
+
+def axes(name: str, x: Array, axis: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Returns the axes that `axis` names, counted from the front; all for None.
+
+    Raises:
+        ValueError: If `x` lacks one, or one is named twice.
+
+    Example:
+        >>> axes("x", jnp.ones((2, 3)), -1)
+        (1,)
+    """
+    try:
+        return np.lib.array_utils.normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
+    except ValueError:
+        raise ValueError(
+            f"axis must name distinct axes of {name}, which has shape {x.shape}; got {axis}."
+        ) from None
 
 
 def same_shape(**arrays: Array) -> None:

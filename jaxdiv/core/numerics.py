@@ -62,13 +62,13 @@ def logsumexp(
     if where is not None:
         x = jnp.where(where, x, -jnp.inf)
     if weights is None:
-        axes = _axes(x.ndim, axis)
+        axes = checks.axes("x", x, axis)
         shift = _shift(x, axes)
         terms = jnp.exp(x - shift)
     else:
         weights = checks.floating("weights", weights)
         x, weights = jnp.broadcast_arrays(x, weights)
-        axes = _axes(x.ndim, axis)
+        axes = checks.axes("x", x, axis)
         zero = weights == 0
         x = jnp.where(zero & ~jnp.isfinite(x), -jnp.inf, x)
         shift = _shift(jnp.where(zero, -jnp.inf, x), axes)
@@ -185,9 +185,11 @@ def safe_norm(x: Float[Array, "..."], axis: Axis = None, *, keepdims: bool = Fal
         Array(5.e+30, dtype=float32)
     """
     x = checks.floating("x", x)
-    axes = _axes(x.ndim, axis)
+    axes = checks.axes("x", x, axis)
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0.0))
-    scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1.0)
+    # The reciprocal of a larger scale would be subnormal, and flushed to zero.
+    scale = jnp.minimum(top, np.finfo(x.dtype).max / 8)
+    scale = jnp.where((top > 0) & jnp.isfinite(top), scale, 1.0)
     out = scale * safe_sqrt(jnp.sum((x / scale) ** 2, axes, keepdims=True))
     return out if keepdims else jnp.squeeze(out, axes)
 
@@ -260,17 +262,8 @@ def compensated_sum(
         (1.0, 2.0)
     """
     x = checks.floating("x", x)
-    axes = _axes(x.ndim, axis)
+    axes = checks.axes("x", x, axis)
     kept = [i for i in range(x.ndim) if i not in axes]
     flat = jnp.transpose(x, [*kept, *axes]).reshape([x.shape[i] for i in kept] + [-1])
     out = _sum_last(flat) if x.size else jnp.zeros(flat.shape[:-1], x.dtype)
     return jnp.expand_dims(out, axes) if keepdims else out
-
-
-def _axes(ndim: int, axis: Axis) -> tuple[int, ...]:
-    if axis is None:
-        return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    if any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) < len(axes):
-        raise ValueError(f"axis must name distinct axes of an array of rank {ndim}; got {axis}.")
-    return tuple(a % ndim for a in axes)

@@ -87,7 +87,7 @@ class Contract(chex.TestCase):
         missing: Pattern of the error when nothing stands before the link, or None if it needs nothing.
         exact_gradient: False if the link stops a gradient that the value depends on.
         draws: True for a link whose random numbers depend on the size of the batch and take seconds to
-            compile: padding is then compared with other padding, and of dtypes and options the types alone
+            compile: padding is then compared with other padding, and of float64 and options the types alone
             are checked.
         compiled: ``(params, state, batch, key) -> (value, gradient, state, aux)`` under jit, shared by the
             tests of a class, since compilations take most of their time.
@@ -190,24 +190,6 @@ class Contract(chex.TestCase):
             state = self.compiled(draw_params(seed), state, self.batch(seed), jax.random.key(seed))[2]
         assert len(self.traces) == count
 
-    def test_maps_over_parameters_and_keys(self) -> None:
-        """Mapped over several parameters and keys, it gives what each gives alone."""
-        if self.draws:
-            self.skipTest("takes seconds to compile")
-        _, state = self.visited
-        batch, keys = self.batch(), jax.random.split(jax.random.key(KEY), 2)
-        several = [draw_params(seed) for seed in range(2)]
-        stacked = jax.tree.map(lambda *xs: np.stack(xs), *several)
-        mapped = jax.jit(jax.vmap(self.objective().apply, (0, None, None, 0)))(stacked, state, batch, keys)
-        for row, (params, key) in enumerate(zip(several, keys, strict=True)):
-            value, _, new_state, aux = self.compiled(params, state, batch, key)
-            chex.assert_trees_all_close(
-                jax.tree.map(lambda x, row=row: x[row], mapped),
-                (value, (new_state, aux)),
-                rtol=1e-5,
-                atol=1e-6,
-            )
-
     def test_evaluation_draws_nothing_and_leaves_the_state(self) -> None:
         """With ``key=None`` no random number is drawn and the very state comes back."""
         params, state = self.visited
@@ -242,18 +224,14 @@ class Contract(chex.TestCase):
         if self.draws:
             return
 
-        @jax.jit
-        def values(*arguments: Any) -> list[Any]:
-            return [self.objective(apply).apply(*arguments)[0] for apply in (model, raised)]
-
-        half, exact = values(params, state, batch, key)
+        half, exact = (self.objective(apply).apply(params, state, batch, key)[0] for apply in (model, raised))
         np.testing.assert_allclose(half, exact, rtol=1e-5)
 
-    def test_float64_gradient_without_padding(self) -> None:
+    def test_float64_gradient_mapped_without_padding(self) -> None:
         """Float64 stays float64, its derivative is the central difference, and padding is absence.
 
         The padded batch holds NaN, invalid labels and any index; its value, gradient and state in float32 are
-        those of the batch without it in float64.
+        those of the batch without it in float64, mapped over parameters and keys.
         """
         params, state = self.visited
         batch, kept = self.batch(), [1, 2]
@@ -272,26 +250,27 @@ class Contract(chex.TestCase):
                 {name: np.float64(x) if x.dtype == np.float32 else x for name, x in tree.items()}
                 for tree in (params, {name: entry[kept] for name, entry in batch.items()})
             )
-            arguments = state, short, jax.random.key(KEY)
-            value, gradient, new_state, aux = jax.eval_shape(self.compiled, params, *arguments)
+            key = jax.random.key(KEY)
+            value, gradient, new_state, aux = jax.eval_shape(self.compiled, params, state, short, key)
             for leaf in jax.tree.leaves((value, gradient, aux)):
                 assert leaf.dtype == jnp.float64
             chex.assert_trees_all_equal_dtypes(new_state, got[2])
             if self.draws:
                 return
-            exact = self.compiled(params, *arguments)
-            chex.assert_trees_all_close(got[:3], exact[:3], rtol=1e-4, atol=1e-5)
+            rng, steps = np.random.default_rng(2), 1e-6 * np.array([0.0, 1.0, -1.0])
+            direction = {name: rng.normal(size=x.shape) for name, x in params.items()}
+            moved = {
+                name: np.stack([x + step * direction[name] for step in steps]) for name, x in params.items()
+            }
+            mapped = jax.jit(jax.vmap(self.step, (0, None, None, 0)))(
+                moved, state, short, jnp.stack([key, key, key])
+            )
+            first = jax.tree.map(lambda x: x[0], mapped[:3])
+            chex.assert_trees_all_close(got[:3], first, rtol=1e-4, atol=1e-5)
             if self.exact_gradient:
-                rng, step = np.random.default_rng(2), 1e-6
-                direction = {name: rng.normal(size=leaf.shape) for name, leaf in params.items()}
-                ahead, behind = (
-                    self.compiled({name: x + h * direction[name] for name, x in params.items()}, *arguments)[
-                        0
-                    ]
-                    for h in (step, -step)
-                )
-                slope = sum(np.vdot(exact[1][name], direction[name]) for name in params)
-                np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+                slope = sum(np.vdot(first[1][name], direction[name]) for name in params)
+                difference = (mapped[0][1] - mapped[0][2]) / 2e-6
+                np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-8)
 
     def test_missing_field_names_the_link(self) -> None:
         """Where what the link needs is not in the record, the error names link and field."""

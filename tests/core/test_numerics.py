@@ -137,9 +137,16 @@ class BoundaryTest(chex.TestCase):
             f = summed(core.safe_norm, axis=0)
             jax.test_util.check_grads(f, (x,), order=2, rtol=1e-5)
 
+    def test_norm_of_the_largest_floats(self):
+        top = np.finfo(np.float32).max
+        np.testing.assert_allclose(
+            core.safe_norm(jnp.array([0.5 * top, 0.5 * top])), top * np.sqrt(0.5), rtol=1e-6
+        )
+        np.testing.assert_allclose(core.safe_norm(jnp.array([top])), top, rtol=1e-6)
+
     @parameterized.product(f=(core.logsumexp, core.safe_norm, core.compensated_sum), axis=(3, (0, 0)))
     def test_a_wrong_axis_raises(self, f, axis):
-        with pytest.raises(ValueError, match="axis must name distinct axes"):
+        with pytest.raises(ValueError, match="axis must name distinct axes of x"):
             f(jnp.ones((2, 2)), axis)
 
 

@@ -93,7 +93,7 @@ class TestChain(chex.TestCase):
         params, batch = contract.draw_params(), contract.draw_batch()
         state = objective.init(params, batch, KEY)
         calls.clear()
-        objective.apply(params, state, batch, KEY)
+        jax.eval_shape(objective.apply, params, state, batch, KEY)
         assert len(calls) == 1
 
     def test_many_links_train_in_one_scan_traced_once(self):
