@@ -203,7 +203,7 @@ def main(config: Config) -> dict[str, Any]:
     plot(results["table"], out / "tradeoff.png")
     console = Console()
     if not console.is_terminal:  # piped, where rich would take 80 columns
-        console = Console(width=110)
+        console = Console(width=120)
     console.print(render(results["table"], config))
     console.print(f"table, figure and logs are in {out}")
     return results
@@ -242,7 +242,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def render(table: list[dict[str, Any]], config: Config) -> Table:
     """The table for people."""
     view = Table(title=f"{config.data}, {config.seeds} seeds: mean ± half width of the 95 % interval")
-    view.add_column("divergence")
+    view.add_column("divergence", no_wrap=True)
     for metric in METRICS:
         view.add_column(metric, justify="right")
     for entry in table:

@@ -2,8 +2,9 @@
 
 import os
 
-# Workers of pytest-xdist share the cores, so each runs XLA on one thread. Set before jax is imported.
-_FLAGS = "--xla_cpu_multi_thread_eigen=false"
+# Workers of pytest-xdist share the cores, so each runs XLA on one thread. Tests compile far more than they
+# compute, so LLVM does not optimize. Set before jax is imported.
+_FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
 if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -158,7 +158,7 @@ def conditional_cs(
         weights: Nonnegative example weights, [*b, n], normalized here; 0 = absent.
 
     Returns:
-        The estimate, [*b]; exactly 0 where `y_hat` equals `y`.
+        The estimate, [*b]; 0, up to rounding, where `y_hat` equals `y`.
 
     Raises:
         ValueError: If a sample is not floating or has the wrong rank, they do not hold the same examples,

@@ -94,7 +94,8 @@ class FDivergence:
 
         Note:
             Near equality it has the rounding of `f`: a formula whose terms cancel at r = 1 loses there
-            the digits that the table's generators keep.
+            the digits that the table's generators keep. Factors are followed up to the fourth root of
+            the largest float, where derivatives of f still fit, and go on linearly from there.
         """
         at_one = f(jnp.ones(()), *options)
         if checks.concrete(at_one) and not abs(float(at_one)) < 1e-5:

@@ -20,14 +20,24 @@ def _derivative(f: ScalarFunction) -> ScalarFunction:
     return lambda r, *options: jax.jvp(lambda x: f(x, *options), (r,), (jnp.ones_like(r),))[1]
 
 
+def _up_to(share: float, fn: Callable[[Array], Array], a: Array) -> Array:
+    """Returns ``fn(a)``, NaN from that share of the logarithm of the largest float on."""
+    inside = a <= share * jnp.log(jnp.finfo(a.dtype).max)
+    return jnp.where(inside, fn(jnp.where(inside, a, 0.0)), jnp.nan)
+
+
 def generator_from_f(f: ScalarFunction) -> Generator:
     """Returns the centered generator of `f(r, *options)`, elementwise in r."""
     prime = _derivative(f)
     second = _derivative(prime)
 
-    def below(a: Array, *options: Array) -> Array:
+    def centered(a: Array, *options: Array) -> Array:
         slope = prime(jnp.ones((), a.dtype), *options)
         return f(jnp.exp(-a), *options) - slope * jnp.expm1(-a)
+
+    def below(a: Array, *options: Array) -> Array:
+        # Beyond, derivatives overflow: those of 1/r are powers up to the fourth.
+        return _up_to(0.24, lambda a: centered(a, *options), a)
 
     def f_prime(x: Array, *options: Array) -> Array:
         return prime(jnp.exp(x), *options) - prime(jnp.ones((), x.dtype), *options)
@@ -44,7 +54,8 @@ def generator_from_f(f: ScalarFunction) -> Generator:
         return prime(jnp.ones(()), *options)
 
     def at_zero(*options: Array) -> Array:
-        return limit(lambda a: below(a, *options), jnp.result_type(float))
+        # r stays a normal number, or the derivatives in the options are NaN.
+        return limit(lambda a: _up_to(0.98, lambda a: centered(a, *options), a), jnp.result_type(float))
 
     def prime_at_zero(*options: Array) -> Array:
         return limit(lambda a: f_prime(-a, *options), jnp.result_type(float))

@@ -48,7 +48,7 @@ def _tilt(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 _KL = Generator(
-    below=lambda a: scaled_remainder(a, a),
+    below=lambda a: scaled_remainder(a, a, jnp.zeros_like(a)),
     f_prime=lambda x: x,
     log_weight=lambda x: x,
     slope=lambda: 1.0,

@@ -55,12 +55,18 @@ def exp_remainder(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.where(small, near * near * phi(2, near), jnp.expm1(far) - far)
 
 
-def scaled_remainder(x: Float[Array, "*n"], a: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Returns ``exp(-a) (exp(x) - 1 - x)`` for ``x <= a``, where exp(x) alone may overflow."""
+def scaled_remainder(
+    x: Float[Array, "*n"], a: Float[Array, "*n"], gap: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """Returns ``exp(-a) (exp(x) - 1 - x)`` for ``x <= a``, where exp(x) alone may overflow.
+
+    `gap` is ``x - a``, which the difference of large numbers would not give exactly.
+    """
     small = x < _SERIES_RADIUS
     near, far = jnp.where(small, x, 0.0), jnp.where(small, 1.0, x)
     decay = jnp.exp(-a)
-    return jnp.where(small, decay * exp_remainder(near), jnp.exp(far - a) - decay * (1.0 + far))
+    closed = jnp.exp(jnp.where(small, 0.0, gap)) - decay * (1.0 + far)
+    return jnp.where(small, decay * exp_remainder(near), closed)
 
 
 def _log_mix_up(a: Float[Array, "*n"], alpha: Float[Array, ""]) -> Float[Array, "*n"]:
@@ -101,6 +107,8 @@ def continued(fn: Scalarwise, a: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Evaluates `fn` at ``a >= 0``, continued linearly past `reach`."""
     edge = reach(fn, a.dtype)
     value, slope = jax.jvp(fn, (edge,), (jnp.ones_like(edge),))
+    # A slope at the level of rounding is that of a function which has reached its limit.
+    slope = jnp.where(jnp.abs(slope) > 8.0 * jnp.finfo(a.dtype).eps * jnp.abs(value), slope, 0.0)
     inside = a <= edge
     return jnp.where(inside, fn(jnp.where(inside, a, edge)), value + slope * (a - edge))
 

@@ -28,7 +28,7 @@ Skew = Float[Array, ""]
 
 def _below(a: Vector, alpha: Skew) -> Vector:
     # r E(w) with w = log(m / r), E(w) = exp(w) - 1 - w.
-    return scaled_remainder(log_mix(a, 1.0 - alpha), a)
+    return scaled_remainder(log_mix(a, 1.0 - alpha), a, log_mix(-a, alpha))
 
 
 def _mirror_below(a: Vector, alpha: Skew) -> Vector:
@@ -36,8 +36,8 @@ def _mirror_below(a: Vector, alpha: Skew) -> Vector:
 
 
 def _prime(x: Vector, alpha: Skew) -> Vector:
-    log_m = log_mix(x, alpha)
-    return x - log_m + (1.0 - alpha) * jnp.expm1(-log_m)
+    # log(m / r), written so that large log-ratios do not cancel.
+    return (1.0 - alpha) * jnp.expm1(-log_mix(x, alpha)) - log_mix(-x, 1.0 - alpha)
 
 
 def _mirror_prime(x: Vector, alpha: Skew) -> Vector:
@@ -55,7 +55,7 @@ _SKEWED_KL = Generator(
 _SKEWED_REVERSE_KL = Generator(
     below=_mirror_below,
     f_prime=_mirror_prime,
-    log_weight=lambda x, alpha: 2.0 * (x + jnp.log1p(-alpha) - log_mix(x, 1.0 - alpha)),
+    log_weight=lambda x, alpha: 2.0 * (jnp.log1p(-alpha) - log_mix(-x, alpha)),
     slope=lambda alpha: alpha - 1.0,
     at_zero=lambda alpha: alpha - 1.0 - jnp.log(alpha),
     prime_at_zero=lambda alpha: -jnp.square(1.0 - alpha) / alpha,
@@ -68,7 +68,7 @@ def _both(kl: Generator, reverse_kl: Generator) -> Generator:
         below=lambda a, w: w * kl.below(a, w) + (1.0 - w) * reverse_kl.below(a, 1.0 - w),
         f_prime=lambda x, w: w * kl.f_prime(x, w) + (1.0 - w) * reverse_kl.f_prime(x, 1.0 - w),
         # h = alpha (1 - alpha) r / m, where the two parts add up.
-        log_weight=lambda x, w: jnp.log(w) + jnp.log1p(-w) + x - log_mix(x, w),
+        log_weight=lambda x, w: jnp.log(w) + jnp.log1p(-w) - log_mix(-x, 1.0 - w),
         slope=lambda w: jnp.zeros_like(w),
         at_zero=lambda w: w * kl.at_zero(w) + (1.0 - w) * reverse_kl.at_zero(1.0 - w),
         prime_at_zero=lambda w: -math.inf,

@@ -135,7 +135,9 @@ def _per_row(name: str, option: object, losses: Array) -> Array:
 def _maximizer(divergence: FDivergence, losses: Array, base: Array, multiplier: Array) -> Array:
     scale = multiplier[..., None]
     if divergence.generator is PLAIN["kl"].generator:
-        return jax.nn.softmax(jnp.where(base > 0, losses / scale + _log(base), -jnp.inf), axis=-1)
+        # A large loss over a small penalty would swallow the logarithm of the base.
+        relative = losses - jax.lax.stop_gradient(jnp.max(losses, axis=-1, keepdims=True))
+        return jax.nn.softmax(jnp.where(base > 0, relative / scale + _log(base), -jnp.inf), axis=-1)
     # f'(1): the slope at which the maximizer keeps r = 1.
     unit = divergence.f_prime(jnp.zeros((), losses.dtype))
 

@@ -112,11 +112,11 @@ def check_gradients(member: Member, variant: Variant) -> None:
         chex.assert_trees_all_equal_dtypes(gradients, arguments)
         slope = sum(map(jnp.vdot, jax.tree.leaves(gradients), jax.tree.leaves(direction)))
 
-        def along(t: Array) -> Array:
-            return total(*jax.tree.map(lambda x, d: x + t * d, arguments, direction))
-
         step = 1e-5
-        ahead, behind = jax.jit(jax.vmap(along))(step * jnp.array([1.0, -1.0]))
+        value = variant(total)
+        ahead, behind = (
+            value(*jax.tree.map(lambda x, d, s=s: x + s * d, arguments, direction)) for s in (step, -step)
+        )
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
 
 
@@ -189,9 +189,12 @@ def check_simplex(member: Member, variant: Variant) -> None:
     """
     if member.unbounded is None:
         raise ValueError(f"{member.name} has no `unbounded`, which check_simplex needs.")
-    fn = variant(
-        jax.vmap(jax.value_and_grad(member.call, (0, 1)), (0, 0, None)[: 3 - (member.option is None)])
-    )
+
+    @variant
+    def fn(p: Array, q: Array, *option: Array) -> tuple[Array, tuple[Array, Array]]:
+        value, pull = jax.vjp(lambda p, q: member.call(p, q, *option), p, q)
+        return value, pull(jnp.ones_like(value))
+
     option = () if member.option is None else (jnp.float32(member.option),)
 
     def evaluate(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
