@@ -1,15 +1,22 @@
 """One strict session for the whole suite: single-threaded XLA, float32 unless a test says otherwise."""
 
+import gc
 import os
+from importlib import metadata
 
 # Workers of pytest-xdist share the cores, so each runs XLA on one thread. Tests compile far more than they
-# compute, so LLVM does not optimize. Set before jax is imported.
-_FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
-if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+# compute, so LLVM does not optimize, and XLA takes its older, quicker emitters where it still has them. Set
+# before jax is imported.
+_FLAGS = ["--xla_cpu_multi_thread_eigen=false", "--xla_backend_optimization_level=0"]
+if metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+_given = os.environ.get("XLA_FLAGS", "").split()
+os.environ["XLA_FLAGS"] = " ".join([*_given, *(flag for flag in _FLAGS if flag not in _given)])
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tracing makes much garbage beside a heap that lives for the session.
+gc.set_threshold(200_000, 50, 100)
 
 import chex  # noqa: E402
 import hypothesis  # noqa: E402

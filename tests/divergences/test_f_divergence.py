@@ -534,22 +534,6 @@ class TestOptions:
             np.testing.assert_allclose(value, expected, rtol=1e-9)
             np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-7)
 
-    def test_slope_in_the_skew(self):
-        """Both skewed KL divergences are part of it; differences of the plain formula."""
-
-        p, q = np.random.default_rng(6).dirichlet(np.ones(3), (2, 49))
-
-        def value(alpha):
-            logits = (jnp.asarray(np.log(x), jnp.float32) for x in (p, q))
-            return divergences.skewed_js(alpha).on_logits(*logits).sum()
-
-        with jax.enable_x64(True):
-            ahead, behind = (
-                (q * np.asarray(TEXTBOOK["skewed_js"](jnp.asarray(p / q), a))).sum()
-                for a in (SKEW + 1e-5, SKEW - 1e-5)
-            )
-        np.testing.assert_allclose(jax.grad(value)(SKEW), (ahead - behind) / 2e-5, rtol=1e-4)
-
     @pytest.mark.parametrize(
         ("make", "option", "name"),
         [
