@@ -182,9 +182,10 @@ def require_index(link: str, record: Record) -> Int[Array, " B"]:
 
 
 def take_losses(link: str, record: Record) -> tuple[dict[str, Float[Array, " B"]], Record]:
-    """Gives a reduction the per-example losses, and marks them as reduced.
+    """Gives a reduction the per-example losses that none before it took, and marks them as reduced.
 
-    Every reduction takes its losses here, so that the chain can tell those that nobody reduced.
+    Every reduction takes its losses here, so that each loss counts once and the chain can tell those that
+    nobody reduced.
 
     Args:
         link: The asking link's name, for the message.
@@ -196,11 +197,14 @@ def take_losses(link: str, record: Record) -> tuple[dict[str, Float[Array, " B"]
     Raises:
         ValueError: If there are none.
     """
-    if not record.losses:
-        raise ValueError(f"link {link} needs per-example losses; put objectives.loss before it.")
     # Names alone, without leaves, pass every transformation.
-    reduced = dict.fromkeys(record.losses, ())
-    return record.losses, record._replace(extras={**record.extras, "reduced": reduced})
+    reduced: dict[str, tuple[()]] = record.extras.get("reduced", {})
+    losses = {name: values for name, values in record.losses.items() if name not in reduced}
+    if not losses:
+        taken = f"; {sorted(reduced)} are reduced already" if reduced else ""
+        raise ValueError(f"link {link} needs per-example losses; put objectives.loss before it{taken}.")
+    reduced = {**reduced, **dict.fromkeys(losses, ())}
+    return losses, record._replace(extras={**record.extras, "reduced": reduced})
 
 
 def add_term(link: str, record: Record, name: str, value: Scalar, weight: Numeric = 1.0) -> Record:

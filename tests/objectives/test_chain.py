@@ -186,6 +186,16 @@ class TestOrder:
         assert list(aux["terms"]) == ["ce", "dot", "zero"]
         assert aux["terms"]["zero"] == 0
 
+    def test_each_loss_is_reduced_once(self):
+        hinge = objectives.loss(lambda z, y: jnp.max(z, -1), name="hinge")
+        value, (_, aux) = apply(FORWARD, CE, MEAN, hinge, objectives.cvar(1.0))
+        _, (_, apart) = apply(FORWARD, CE, hinge, MEAN)
+        expected = {"ce": apart["terms"]["ce"], "cvar": apart["terms"]["hinge"]}
+        chex.assert_trees_all_close(aux["terms"], expected, rtol=1e-6)
+        np.testing.assert_allclose(value, sum(expected.values()), rtol=1e-6)
+        with pytest.raises(ValueError, match=r"cvar needs .*; \['ce'\] are reduced already"):
+            apply(FORWARD, CE, MEAN, objectives.cvar(1.0))
+
     def test_shared_entries_have_no_rows(self):
         """What belongs to the whole batch is neither checked nor filled."""
         shared = {"scale": jnp.array([2.0, 3.0, 4.0, jnp.nan])}
