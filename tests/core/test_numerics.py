@@ -39,9 +39,9 @@ class LogSumExpTest(chex.TestCase):
             x, w = jnp.array([[0.5, -1.0, 2.0], [3.0, 0.1, 0.2]]), jnp.array([0.3, 1.5, 0.7])
             where = jnp.array([[True, True, False], [True, True, True]])
             f = summed(lambda x, w: core.logsumexp(x, -1, weights=w, where=where))
-            jax.test_util.check_grads(f, (x, w), order=2, rtol=1e-5)
+            jax.test_util.check_grads(jax.jit(f), (x, w), order=2, rtol=1e-5)
             g = summed(lambda x, w: core.logmeanexp(x, -1, weights=w, where=where))
-            jax.test_util.check_grads(g, (x, w), order=2, rtol=1e-5)
+            jax.test_util.check_grads(jax.jit(g), (x, w), order=2, rtol=1e-5)
 
     def test_weights_of_zero_have_their_true_derivative(self):
         # d/dw_i log sum_j w_j exp(x_j) = exp(x_i - lse), for w_i = 0 too.
@@ -135,7 +135,7 @@ class BoundaryTest(chex.TestCase):
         with jax.enable_x64(True):
             x = jnp.array([[1.0, -2.0, 0.5], [0.1, 0.0, 3.0]])
             f = summed(core.safe_norm, axis=0)
-            jax.test_util.check_grads(f, (x,), order=2, rtol=1e-5)
+            jax.test_util.check_grads(jax.jit(f), (x,), order=2, rtol=1e-5)
 
     def test_norm_of_the_largest_floats(self):
         top = np.finfo(np.float32).max
