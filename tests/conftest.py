@@ -15,8 +15,8 @@ os.environ["XLA_FLAGS"] = " ".join([*_given, *(flag for flag in _FLAGS if flag n
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Tracing makes much garbage beside a heap that lives for the session.
-gc.set_threshold(200_000, 50, 100)
+# Tracing makes garbage beside a large heap that lives for the session.
+gc.set_threshold(400_000, 50, 100)
 
 import chex  # noqa: E402
 import hypothesis  # noqa: E402

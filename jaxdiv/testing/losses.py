@@ -60,7 +60,7 @@ class Contract(chex.TestCase):
     outputs: ClassVar[str] = "logits"
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     differentiable: ClassVar[bool] = True
-    compiled: ClassVar[Callable[..., Any]]
+    compiled: ClassVar[Any]
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -130,9 +130,10 @@ class Contract(chex.TestCase):
 
     def test_second_call_does_not_retrace(self) -> None:
         """Equal shapes compile once."""
-        compiled = jax.jit(chex.assert_max_traces(lambda *xs: self.loss(*xs), n=1))
-        compiled(*self.single())
-        compiled(*self.single(seed=1))
+        self.compiled(*self.single())
+        programs = self.compiled._cache_size()
+        self.compiled(*self.single(seed=1))
+        assert self.compiled._cache_size() == programs
 
     def test_half_precision_is_computed_in_float32(self) -> None:
         """Bfloat16 arguments give what their float32 values give, in float32."""
@@ -190,8 +191,12 @@ class PerExample(Contract):
         order = np.roll(np.arange(BATCH), 1)
         permuted = loss(*(x[order] for x in arguments))
         np.testing.assert_allclose(permuted, losses[order], rtol=1e-6, atol=1e-7)
+
+    def test_rows_may_be_mapped(self) -> None:
+        """Under vmap each row, a batch of one, gives its value in the batch."""
+        arguments = self.single()
         rows = jax.jit(jax.vmap(lambda *row: self.loss(*(x[None] for x in row))[0]))
-        np.testing.assert_allclose(rows(*arguments), losses, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(rows(*arguments), self.compiled(*arguments)[0], rtol=1e-5, atol=1e-6)
 
     @parameterized.named_parameters(("float32", jnp.float32), ("bfloat16", jnp.bfloat16))
     def test_extreme_outputs_are_finite(self, dtype: Any) -> None:

@@ -130,7 +130,7 @@ KINDS = [MEMBERS["kl"], FROM_F]
 
 class TestContract(chex.TestCase):
     @chex.variants(with_jit=True)
-    @parameterized.named_parameters(contract.contract(KINDS, (*contract.CHECKS, *contract.SIMPLEX)))
+    @parameterized.named_parameters(contract.contract(KINDS, contract.CHECKS))
     def test_compiled(self, check, member):
         check(member, self.variant)
 
@@ -140,7 +140,7 @@ class TestContract(chex.TestCase):
         check(member, self.variant)
 
     @chex.variants(without_jit=True)
-    @parameterized.named_parameters(contract.contract(MEMBERS.values(), contract.SIMPLEX))
+    @parameterized.named_parameters(contract.contract([*MEMBERS.values(), FROM_F], contract.SIMPLEX))
     def test_simplex(self, check, member):
         check(member, self.variant)
 
