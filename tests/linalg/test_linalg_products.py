@@ -65,7 +65,7 @@ NAMES = ("hessian", "gauss_newton", "fisher", "empirical_fisher")
 
 
 class ProductsTest(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
+    @chex.variants(with_jit=True)
     @parameterized.parameters(*NAMES)
     def test_matrix_is_the_definition(self, name):
         problem = _problem()

@@ -44,12 +44,10 @@ class SketchContractTest(chex.TestCase):
         # Entries have standard deviation at most sqrt(2 / m) each.
         np.testing.assert_allclose(gram, np.eye(n), atol=5 * np.sqrt(2 / m / draws))
 
-    @chex.variants(with_jit=True, without_jit=True)
     @parameterized.parameters(*FACTORIES)
     def test_transpose_is_the_transpose(self, name):
         sketch = _draw(name, 6, 4)
-        s = self.variant(lambda op: op(jnp.eye(6)))(sketch)
-        s_t = self.variant(lambda op: op.transpose(jnp.eye(4)))(sketch)
+        s, s_t = apply(sketch, jnp.eye(6)), transpose(sketch, jnp.eye(4))
         np.testing.assert_allclose(s_t, s.T, atol=1e-6)
         y = jnp.arange(8.0).reshape(4, 2)
         pull = jax.jit(lambda sketch, y: jax.linear_transpose(sketch, jnp.ones((6, 2)))(y)[0])
