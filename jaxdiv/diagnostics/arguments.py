@@ -3,20 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdiv.core import checks
 from jaxdiv.core.types import Scalar
-
-
-def predictions(name: str, logits: Float[Array, "B C"]) -> Float[Array, "B C"]:
-    """Returns logits in at least float32.
-
-    Raises:
-        ValueError: If they are not floating, not of rank 2, or empty.
-    """
-    logits = checks.floating(name, logits)
-    checks.rank(name, logits, 2)
-    checks.not_empty(name, logits)
-    return logits
+from jaxdiv.losses.arguments import class_labels
 
 
 def example_weights(weights: Float[Array, " B"] | None, values: Float[Array, "B ..."]) -> Float[Array, " B"]:
@@ -51,11 +39,7 @@ def hit(logits: Float[Array, "B C"], labels: Int[Array, " B"]) -> Float[Array, "
     Raises:
         ValueError: If the labels are not integers of shape [B].
     """
-    labels = checks.integers("labels", labels)
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"labels must hold one integer per row of the logits {logits.shape}; got shape {labels.shape}."
-        )
-    valid = (labels >= 0) & (labels < logits.shape[1]) & ~jnp.any(jnp.isnan(logits), axis=-1)
+    labels, in_range = class_labels("labels", labels, logits)
+    valid = in_range & ~jnp.any(jnp.isnan(logits), axis=-1)
     correct = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
     return jnp.where(valid, correct, jnp.nan)

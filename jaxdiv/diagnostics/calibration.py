@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdiv.core.types import Scalar
 from jaxdiv.diagnostics import arguments
+from jaxdiv.losses.arguments import class_logits
 
 
 def ece(
@@ -117,7 +118,7 @@ def classwise_ece(
         0.4000
     """
     _, correct, weights = _top(logits, labels, bins, weights)
-    probability = jax.nn.softmax(arguments.predictions("logits", logits))
+    probability = jax.nn.softmax(class_logits("logits", logits))
 
     def of_class(k: Int[Array, ""], p: Float[Array, " B"]) -> Scalar:
         frequency = jnp.where(jnp.isnan(correct), jnp.nan, labels == k)
@@ -135,7 +136,7 @@ def _top(
     """Confidence, correctness and weight of each predicted class."""
     if bins < 1:
         raise ValueError(f"bins must be at least 1; got {bins}.")
-    logits = arguments.predictions("logits", logits)
+    logits = class_logits("logits", logits)
     confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
     return confidence, arguments.hit(logits, labels), arguments.example_weights(weights, confidence)
 

@@ -15,6 +15,7 @@ from jaxdiv import losses
 from jaxdiv.core import checks
 from jaxdiv.core.types import Scalar
 from jaxdiv.diagnostics import arguments
+from jaxdiv.losses.arguments import class_logits
 
 
 def nll(
@@ -59,7 +60,7 @@ def accuracy(
         >>> print(accuracy(jnp.array([[2.0, 1.0], [2.0, 1.0]]), jnp.array([0, 1])))
         0.5
     """
-    logits = arguments.predictions("logits", logits)
+    logits = class_logits("logits", logits)
     return arguments.weighted_mean(arguments.hit(logits, labels), weights)
 
 
@@ -76,8 +77,8 @@ def agreement(
         >>> print(agreement(a, b))
         0.5
     """
-    logits = arguments.predictions("logits", logits)
-    other_logits = arguments.predictions("other_logits", other_logits)
+    logits = class_logits("logits", logits)
+    other_logits = class_logits("other_logits", other_logits)
     checks.same_shape(logits=logits, other_logits=other_logits)
     same = arguments.hit(logits, jnp.argmax(other_logits, axis=-1))
     same = jnp.where(jnp.any(jnp.isnan(other_logits), axis=-1), jnp.nan, same)
@@ -91,6 +92,6 @@ def predictive_entropy(logits: Float[Array, "B C"]) -> Float[Array, " B"]:
         >>> predictive_entropy(jnp.array([[0.0, 0.0], [0.0, -jnp.inf]])).round(4)
         Array([0.6931, 0.    ], dtype=float32)
     """
-    log_p = jax.nn.log_softmax(arguments.predictions("logits", logits))
+    log_p = jax.nn.log_softmax(class_logits("logits", logits))
     impossible = jnp.isneginf(log_p)
     return jnp.sum(jnp.exp(log_p) * jnp.where(impossible, 0.0, -log_p), axis=-1)
