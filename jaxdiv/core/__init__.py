@@ -1,6 +1,7 @@
 """Types, statuses, the solver loop, perturbations of pytrees and log-space numerics."""
 
 from . import checks as checks
+from .batching import any_lane as any_lane
 from .numerics import compensated_sum as compensated_sum
 from .numerics import logmeanexp as logmeanexp
 from .numerics import logsumexp as logsumexp

@@ -195,7 +195,8 @@ def _run(
             slot = steps % history
             errors = errors.at[slot].set(jnp.where(broken, errors[slot], new.error))
         steps = steps + jnp.where(broken, 0, 1)
-        state = jax.tree.map(lambda old, x: jnp.where(broken, old, x), state, new)
+        # What a step hands on untouched is not read.
+        state = jax.tree.map(lambda old, x: old if x is old else jnp.where(broken, old, x), state, new)
         if progress is not None:
             last = (status != RUNNING) | (steps == max_steps)
             # Under vmap both branches run, so the host asks again whether to report.
@@ -225,16 +226,12 @@ def _tell(progress: Progress, report: Any, steps: Any, error: Any) -> None:
         progress(int(steps), float(error))
 
 
-def _is_key(x: Array) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
 def _strong(state: PyTree) -> PyTree:
     """Fixes weak types, so that resuming from a result meets the types of the first call."""
 
     def fix(x: Any) -> Array:
         x = jnp.asarray(x)
-        return x if _is_key(x) else jax.lax.convert_element_type(x, x.dtype)
+        return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
 
     return jax.tree.map(fix, state)
 
@@ -265,7 +262,8 @@ def _check_same(old: PyTree, new: PyTree) -> None:
 def _identical(old: PyTree, new: PyTree) -> Bool[Array, ""]:
     def same(a: PyTree, b: PyTree) -> Bool[Array, ""]:
         pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return functools.reduce(jnp.logical_and, (jnp.all(x == y) for x, y in pairs), jnp.array(True))
+        equal = (jnp.all(x == y) for x, y in pairs if x is not y)
+        return functools.reduce(jnp.logical_and, equal, jnp.array(True))
 
     # The whole state is read only where error and value, which come first, did not move.
     unmoved = (old.error == new.error) & same(old.value, new.value)

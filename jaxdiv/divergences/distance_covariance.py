@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiv.core import checks
+from jaxdiv.core.distances import distances
 from jaxdiv.core.numerics import safe_sqrt
 from jaxdiv.core.types import Numeric
 from jaxdiv.divergences import pairwise
@@ -48,7 +49,7 @@ def _u_centered(a: Float[Array, "*b n n"], present: Float[Array, "*b n"]) -> Flo
 def _product(
     x: Float[Array, "*b n p"], y: Float[Array, "*b n q"], w: Float[Array, "*b n"], unbiased: bool
 ) -> Float[Array, "*b"]:
-    a, b = pairwise.distances(x), pairwise.distances(y)
+    a, b = distances(x), distances(y)
     if not unbiased:
         return pairwise.mean_cross(_centered(a, w) * _centered(b, w), w, w)
     present = jnp.where(w > 0, 1.0, 0.0).astype(x.dtype)
@@ -192,7 +193,7 @@ def joint_dcov2(
     # prod_i (c + U_i) - c^d, built factor by factor.
     excess, power = jnp.zeros((), w.dtype), jnp.ones((), w.dtype)
     for x, _ in samples:
-        u = -_centered(pairwise.distances(x), w)
+        u = -_centered(distances(x), w)
         excess, power = excess * (u + c) + power * u, power * c
     return pairwise.mean_cross(excess, w, w)
 

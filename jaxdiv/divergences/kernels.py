@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiv.core import checks
+from jaxdiv.core.distances import distances, squared_distances
 from jaxdiv.core.types import Numeric
 from jaxdiv.divergences import pairwise
 
@@ -77,7 +78,7 @@ def laplacian_kernel(
     """
     x, y = _pair(x, y)
     checks.in_range("bandwidth", bandwidth, 0.0, open_low=True)
-    return jnp.exp(-pairwise.distances(x, y) / jnp.asarray(bandwidth, x.dtype)[..., None, None])
+    return jnp.exp(-distances(x, y) / jnp.asarray(bandwidth, x.dtype)[..., None, None])
 
 
 def multiscale_kernel(
@@ -107,7 +108,7 @@ def multiscale_kernel(
     scales = jnp.asarray(bandwidths, x.dtype)
     checks.rank("bandwidths", scales, 1)
     checks.not_empty("bandwidths", scales)
-    squared = pairwise.squared_distances(x, y)
+    squared = squared_distances(x, y)
 
     def add(total: Array, scale: Array) -> tuple[Array, None]:
         return total + jnp.exp(-0.5 * squared / jnp.square(scale)), None
