@@ -23,6 +23,7 @@ ROOMS = (
     "losses",
     "nn",
     "divergences",
+    "ot",
     "convex",
     "linalg",
     "core",
