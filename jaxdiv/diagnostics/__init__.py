@@ -3,6 +3,7 @@
 from .calibration import adaptive_ece as adaptive_ece
 from .calibration import classwise_ece as classwise_ece
 from .calibration import ece as ece
+from .clustering_accuracy import clustering_accuracy as clustering_accuracy
 from .group_jsd import GroupJSD as GroupJSD
 from .group_jsd import group_jsd as group_jsd
 from .scores import accuracy as accuracy

@@ -35,5 +35,6 @@ from jaxdiv.divergences.skewed import skewed_reverse_kl as skewed_reverse_kl
 from jaxdiv.divergences.table import NAMES as NAMES
 from jaxdiv.divergences.table import get as get
 from jaxdiv.divergences.variational import variational_bound as variational_bound
+from jaxdiv.divergences.wasserstein_dependency import wasserstein_dependency as wasserstein_dependency
 from jaxdiv.divergences.worst_case import WorstCase as WorstCase
 from jaxdiv.divergences.worst_case import worst_case as worst_case

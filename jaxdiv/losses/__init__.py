@@ -2,6 +2,8 @@
 
 from .classification import brier as brier
 from .classification import cross_entropy as cross_entropy
+from .clustering import depict_targets as depict_targets
+from .contrastive import wpc as wpc
 from .distillation import bd_kd_student as bd_kd_student
 from .distillation import bd_kd_teacher as bd_kd_teacher
 from .distillation import binary_kl as binary_kl
@@ -10,5 +12,8 @@ from .distillation import dkd as dkd
 from .distillation import entropy_gap_weights as entropy_gap_weights
 from .distillation import kd as kd
 from .distillation import mirrored_entropy_gap_weights as mirrored_entropy_gap_weights
+from .distillation import sinkhorn_kd as sinkhorn_kd
 from .distillation import standardize_logits as standardize_logits
+from .gradient_penalty import gradient_penalty as gradient_penalty
+from .gradient_penalty import random_interpolates as random_interpolates
 from .squared_error import squared_error as squared_error

@@ -1,6 +1,7 @@
 """Flax nnx layers and heads, and the bridge from an nnx module to a pure function."""
 
 from .auxiliary_head import AuxiliaryHead as AuxiliaryHead
+from .corrupted_autoencoder import CorruptedAutoencoder as CorruptedAutoencoder
 from .functional import Functional as Functional
 from .functional import functional as functional
 from .mlp import MLP as MLP

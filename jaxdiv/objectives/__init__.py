@@ -3,6 +3,8 @@
 from jaxdiv.objectives.chain import Objective as Objective
 from jaxdiv.objectives.chain import chain as chain
 from jaxdiv.objectives.cs_ib import cs_ib as cs_ib
+from jaxdiv.objectives.depict import depict as depict
+from jaxdiv.objectives.depict import layer_reconstruction as layer_reconstruction
 from jaxdiv.objectives.forward import forward as forward
 from jaxdiv.objectives.loss import batch_loss as batch_loss
 from jaxdiv.objectives.loss import feature_regularizer as feature_regularizer

@@ -8,4 +8,5 @@ from .binary_kl import binary_kl as binary_kl
 from .binary_kl_norm import binary_kl_norm as binary_kl_norm
 from .dkd import dkd as dkd
 from .kd import kd as kd
+from .sinkhorn_kd import sinkhorn_kd as sinkhorn_kd
 from .standardize_logits import standardize_logits as standardize_logits

@@ -1,0 +1,3 @@
+"""Targets and losses of deep clustering."""
+
+from .depict_targets import depict_targets as depict_targets

@@ -1,0 +1,3 @@
+"""Losses of scores between paired examples."""
+
+from .wpc import wpc as wpc
