@@ -4,11 +4,15 @@ import copy
 import json
 import shutil
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import distill
-from jaxdiv import divergences, train
+from jaxdiv import divergences, losses, nn, objectives, train
 
 SMALL = {"teacher_width": 8, "student_width": 4, "steps": 8, "batch_size": 32, "seeds": 1}
 
@@ -46,6 +50,26 @@ def test_writes_table_figure_logs_and_checkpoints(finished):
     assert "jax" in saved["versions"]
 
 
+def test_sinkhorn_is_a_term_of_the_batch_beside_the_whole_cross_entropy():
+    """Its weights are its own: alpha does not matter to it."""
+    options = config(None, alpha=0.3)
+    student, teacher = (nn.functional(nn.MLP((4, 3), rngs=nnx.Rngs(seed))) for seed in range(2))
+    link, labels = distill.distillation("sinkhorn", options)
+    guide = objectives.teacher(teacher.apply, teacher.params)
+    objective = distill.Trainer((4, 3), options).objective(guide, link, labels)
+    batch = {"inputs": jnp.eye(4), "targets": jnp.array([0, 1, 2, 0])}
+    key = jax.random.key(0)
+
+    @jax.jit
+    def terms(params):
+        _, (_, aux) = objective.apply(params, objective.init(params, batch, key), batch, key)
+        z, t = (model.apply(model.params, (), batch["inputs"], None)[0] for model in (student, teacher))
+        transport = losses.sinkhorn_kd(z, t, temperature=4.0)
+        return aux["terms"], {"ce": losses.cross_entropy(z, batch["targets"]).mean(), "kd": 0.8 * transport}
+
+    chex.assert_trees_all_close(*terms(student.params), rtol=1e-6)
+
+
 def test_an_interrupted_run_ends_with_the_same_file(finished, tmp_path, monkeypatch):
     """The folder as a kill leaves it: the last training's last checkpoint, and what follows, not there."""
     out, _ = finished
@@ -73,7 +97,7 @@ def test_an_interrupted_run_ends_with_the_same_file(finished, tmp_path, monkeypa
 def test_unknown_divergence_lists_the_known():
     with pytest.raises(ValueError, match="'no_such'") as error:
         distill.main(config(None, divergence=("kl", "no_such")))
-    assert all(name in str(error.value) for name in divergences.NAMES)
+    assert all(name in str(error.value) for name in (*divergences.NAMES, "sinkhorn"))
 
 
 @pytest.mark.parametrize(
