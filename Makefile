@@ -39,6 +39,7 @@ claims: $(VENV)/.installed-experiments ## run the papers' claims and write exper
 
 bench: $(VENV)/.installed-bench ## time jaxdiv against its peers
 	$(BIN)/python -m experiments.bench.composition $(ARGS)
+	$(BIN)/python -m experiments.bench.ot
 
 notebooks: $(VENV)/.installed-test ## execute the notebooks
 	$(BIN)/python -m pytest tests/notebooks $(ARGS)
