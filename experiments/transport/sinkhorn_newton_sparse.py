@@ -18,6 +18,7 @@ References:
 import dataclasses
 import os
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ def _run(config: Config) -> Claim:
     control = sinkhorn(config.warmup + SPARSE_STEPS)
     extended = Timed(control if config.control else sparse(config, config.warmup, config.nonzeros))
     continued = Timed(sinkhorn(CONTINUATION_STEPS)) if config.control else newton
-    measured: dict[str, list[float]] = {}
+    measured: dict[str, Any] = {}
 
     def keep(problem: str, method: str, result: dict[str, float]) -> dict[str, float]:
         for quantity, value in result.items():
@@ -161,7 +162,8 @@ def _run(config: Config) -> Claim:
     on_images = Timed(sparse(config, config.image_warmup, config.image_nonzeros))
     for name, cost in pixel_costs(config.side).items():
         for method, solver in (("Sinkhorn", alone), ("sparse Newton", on_images), ("continuation", newton)):
-            keep(f"images {name}", method, solver(cost, a, b, config.eta))
+            result = solver(cost, a, b, config.eta)
+            measured |= {f"images {name}, {method}: {quantity}": value for quantity, value in result.items()}
 
     cost, u, v = assignment(0, config.points)
     sweeps = {
@@ -180,8 +182,8 @@ def _run(config: Config) -> Claim:
             if ours is not None:
                 curves.setdefault((name, "continuation"), []).append((x, ours(cost, u, v, eta)))
     for (name, method), points in curves.items():
-        measured[f"steps over {name}, {method}"] = [result["steps"] for _, result in points]
-        measured[f"error over {name}, {method}"] = [result["error"] for _, result in points]
+        for x, result in points:
+            measured |= {f"{name} {x:g}, {method}: {key}": result[key] for key in ("steps", "error")}
     return Claim(measured, bool(holds), draw(curves))
 
 

@@ -22,6 +22,12 @@ def points(seed):
     return {"x": rng.normal(size=(N, D)), "y": 0.5 + rng.normal(size=(M, D))}
 
 
+def lines(seed):
+    """Points on the line, far enough apart that no kernel is large."""
+    z = points(seed)
+    return {"x": z["x"][:, 0], "y": z["y"][:, 0] + 3.0}
+
+
 def matrix(seed):
     return np.random.default_rng(seed).uniform(size=(N, M))
 
@@ -67,8 +73,8 @@ GEOMETRIES = [
     GeometryMember("streamed", cloud(ot.Euclidean(), 2), points, scaled(cdist("euclidean"))),
     GeometryMember("own_cost", cloud(own_cost, 3), points, scaled(own_costs)),
     GeometryMember(
-        "grid", lambda z, s: ot.Grid((s * z["x"][:, 0] / 3,), (s * z["y"][:, 0] / 3,)), points,
-        lambda z, s: (s * (z["x"][:, :1] - z["y"][:, 0]) / 3) ** 2,
+        "grid", lambda z, s: ot.Grid((s * z["x"],), (s * z["y"],)), lines,
+        lambda z, s: (s * (z["x"][:, None] - z["y"])) ** 2,
     ),
     GeometryMember(
         "power", lambda z, s: CLOUD(z["x"], z["y"], ot.PNorm(s)), points,

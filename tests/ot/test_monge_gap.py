@@ -11,7 +11,6 @@ from ott.solvers.linear import sinkhorn
 
 from jaxdiv import core, objectives, ot
 
-
 PSD = np.array([[1.5, 0.3], [0.3, 0.6]])
 ROTATION = np.array([[0.0, -1.0], [1.0, 0.0]])
 RNG = np.random.default_rng(2)
