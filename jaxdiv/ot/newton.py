@@ -10,7 +10,7 @@ step solves ``S d = epsilon (b - c)`` (for exact marginals). It begins no longer
 and is halved until the dual has grown enough, where rounding of the dual itself counts as growth.
 
 S is solved by its Cholesky factor while m is small. For larger m, P is replaced by its `nonzeros` largest
-entries in each row where these hold nearly all of its mass, as they do for small epsilon (Tang et al.); S stays
+entries in each row where few count, as they do for small epsilon (Tang et al.); S stays
 positive definite because the whole masses remain on its diagonal. Conjugate gradients with the diagonal as
 preconditioner then need n `nonzeros` multiplications an iteration, and with all of P n m. Their tolerance is
 tied to the error. When they do not come near a solution with all of P, or not in the time of a factorization,
@@ -42,8 +42,8 @@ from jaxdiv.ot.problem import Problem
 LOOSE = 0.1
 # Halvings of a step before it counts as failed, and steps without a new least error before the solver stops.
 HALVINGS, PATIENCE = 12, 8
-# The share of the mass that sparse products must keep.
-KEPT = 0.99
+# Entries kept for each that counts in a row, where sparse products stand for P.
+SPARE = 4
 # The residual that makes a direction useful.
 USEFUL = 0.3
 # The longest step in the potentials, in units of epsilon.
@@ -214,18 +214,24 @@ class SinkhornNewton:
         zero, none = jnp.zeros_like(rhs), jnp.zeros((), jnp.int32)
         if self.linear == "cholesky" or (self.linear == "auto" and m <= DIRECT):
             return jax.lax.cond(any_lane(needed), factored, lambda _: zero, rhs), state.direct, none
-        largest = schur.largest(plan, row, column, nonzeros) if nonzeros < m else whole
+
+        def largest() -> schur.Products:
+            return schur.largest(plan, row, column, nonzeros) if nonzeros < m else whole
+
         if self.linear == "cg":
-            direction, _, products = iterated(largest, 20 * m)
+            direction, _, products = iterated(largest(), 20 * m)
             return direction, state.direct, products
 
         def attempted() -> tuple[Array, Array, Array]:
-            thin = largest.mass < KEPT * whole.mass
+            # The mean over the mass of (sum_j P_ij)^2 / sum_j P_ij^2, the entries that count in a row.
+            squares = jnp.sum(plan**2, axis=1)
+            counting = jnp.sum(r**3 / jnp.where(squares > 0, squares, 1.0)) / jnp.sum(r)
+            thick = SPARE * counting > nonzeros
             # A factorization multiplies as often as m / 2 products do, and ten times faster.
             return jax.lax.cond(
-                any_lane(needed & ~state.direct & thin),
+                any_lane(needed & ~state.direct & thick),
                 lambda: iterated(whole, m // 20),
-                lambda: iterated(largest, m),
+                lambda: iterated(largest(), m),
             )
 
         direction, residual, products = jax.lax.cond(

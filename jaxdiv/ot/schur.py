@@ -72,13 +72,11 @@ class Products(NamedTuple):
         forth: v [m] to P v.
         back: u [n] to P^T u.
         squares: ``sum_i P_ij^2 / D_r,i`` [m], what P takes from the diagonal of S.
-        mass: Sum of the entries.
     """
 
     forth: Callable[[Array], Array]
     back: Callable[[Array], Array]
     squares: Float[Array, " m"]
-    mass: Float[Array, ""]
 
 
 def whole(plan: Float[Array, "n m"], row: Float[Array, " n"], column: Float[Array, " m"]) -> Products:
@@ -86,7 +84,7 @@ def whole(plan: Float[Array, "n m"], row: Float[Array, " n"], column: Float[Arra
     plan = jnp.where(participates(column), plan, 0.0)
     times = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     squares = times(_inverse(row), plan**2)
-    return Products(lambda v: times(plan, v), lambda u: times(u, plan), squares, jnp.sum(plan))
+    return Products(lambda v: times(plan, v), lambda u: times(u, plan), squares)
 
 
 def largest(
@@ -105,7 +103,6 @@ def largest(
         lambda v: jnp.sum(entries * v[index], axis=1),
         lambda u: back(entries * u[:, None]),
         back(_inverse(row)[:, None] * entries**2),
-        jnp.sum(entries),
     )
 
 
