@@ -23,7 +23,7 @@ References:
     Séjourné, Feydy, Vialard, Trouvé, Peyré (2019), Sinkhorn divergences for unbalanced optimal transport.
 """
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -63,31 +63,11 @@ class Marginal(Protocol):
         """``D(r | a)`` for each entry; 0 for a constraint."""
 
 
-@pytree_dataclass
-class Exact:
-    """``P1 = a``."""
+class Free:
+    """What marginals share that are neither exact nor smooth, not bounded by an option, and free of charge."""
 
-    @property
-    def exact(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def smooth(self) -> bool:
-        """True."""
-        return True
-
-    def update(self, s: Array, a: Array, epsilon: Numeric) -> Array:
-        """The potential after a Sinkhorn half-step, [n]."""
-        return s
-
-    def value(self, f: Array, a: Array) -> Array:
-        """``a f``, [n]."""
-        return a * f
-
-    def residual(self, r: Array, f: Array, a: Array) -> Array:
-        """``r - a``, [n]."""
-        return r - a
+    exact: ClassVar[bool] = False
+    smooth: ClassVar[bool] = False
 
     def stiffness(self, f: Array, a: Array) -> Array:
         """0, [n]."""
@@ -103,11 +83,11 @@ class Exact:
 
 
 @pytree_dataclass
-class KL:
-    """``rho sum_i r_i log(r_i / a_i) - r_i + a_i``.
+class Priced(Free):
+    """A marginal that may be left at a price.
 
     Args:
-        rho: Price, positive; a scalar or one per entry [n]. Infinity is `Exact`.
+        rho: Price, positive; a scalar or one per entry [n].
     """
 
     rho: Numeric | Float[Array, " n"] = 1.0
@@ -115,15 +95,35 @@ class KL:
     def __post_init__(self) -> None:
         checks.in_range("rho", self.rho, 0.0, open_low=True)
 
-    @property
-    def exact(self) -> bool:
-        """False."""
-        return False
 
-    @property
-    def smooth(self) -> bool:
-        """True."""
-        return True
+@pytree_dataclass
+class Exact(Free):
+    """``P1 = a``."""
+
+    exact = smooth = True
+
+    def update(self, s: Array, a: Array, epsilon: Numeric) -> Array:
+        """The potential after a Sinkhorn half-step, [n]."""
+        return s
+
+    def value(self, f: Array, a: Array) -> Array:
+        """``a f``, [n]."""
+        return a * f
+
+    def residual(self, r: Array, f: Array, a: Array) -> Array:
+        """``r - a``, [n]."""
+        return r - a
+
+
+@pytree_dataclass
+class KL(Priced):
+    """``rho sum_i r_i log(r_i / a_i) - r_i + a_i``.
+
+    Args:
+        rho: Price, positive; a scalar or one per entry [n]. Infinity is `Exact`.
+    """
+
+    smooth = True
 
     def update(self, s: Array, a: Array, epsilon: Numeric) -> Array:
         """The potential after a Sinkhorn half-step, [n]."""
@@ -146,39 +146,20 @@ class KL:
         rho = jnp.asarray(self.rho, f.dtype)
         return a * jnp.exp(-f / rho) / rho
 
-    def held(self, f: Array) -> Array:
-        """f, [n]."""
-        return f
-
     def penalty(self, r: Array, a: Array) -> Array:
         """``rho (r log(r / a) - r + a)``, [n]."""
         rho = jnp.asarray(self.rho, r.dtype)
         gap = xlogy(r, r / jnp.where(a > 0, a, 1.0)) - r + a
-        return jnp.where(jnp.isfinite(rho), jnp.where(jnp.isfinite(rho), rho, 1.0) * gap, 0.0)
+        return jnp.where(jnp.isfinite(rho), rho, 0.0) * gap
 
 
 @pytree_dataclass
-class TV:
+class TV(Priced):
     """``rho |r - a|_1``: mass costs rho to make or destroy.
 
     Args:
         rho: Price, positive; a scalar or one per entry [n].
     """
-
-    rho: Numeric | Float[Array, " n"] = 1.0
-
-    def __post_init__(self) -> None:
-        checks.in_range("rho", self.rho, 0.0, open_low=True)
-
-    @property
-    def exact(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def smooth(self) -> bool:
-        """False."""
-        return False
 
     def update(self, s: Array, a: Array, epsilon: Numeric) -> Array:
         """The potential after a Sinkhorn half-step, [n]."""
@@ -211,27 +192,14 @@ class TV:
 
 
 @pytree_dataclass
-class L2:
+class L2(Priced):
     """``rho/2 |r - a|^2``.
 
     Args:
         rho: Price, positive; a scalar or one per entry [n].
     """
 
-    rho: Numeric | Float[Array, " n"] = 1.0
-
-    def __post_init__(self) -> None:
-        checks.in_range("rho", self.rho, 0.0, open_low=True)
-
-    @property
-    def exact(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def smooth(self) -> bool:
-        """True."""
-        return True
+    smooth = True
 
     def update(self, s: Array, a: Array, epsilon: Numeric) -> Array:
         """The potential after a Sinkhorn half-step, [n]."""
@@ -256,10 +224,6 @@ class L2:
         """``1 / rho``, [n]."""
         return jnp.where(a > 0, 1.0 / jnp.asarray(self.rho, f.dtype), 0.0) + 0.0 * f
 
-    def held(self, f: Array) -> Array:
-        """f, [n]."""
-        return f
-
     def penalty(self, r: Array, a: Array) -> Array:
         """``rho/2 (r - a)^2``, [n]."""
         return 0.5 * jnp.asarray(self.rho, r.dtype) * (r - a) ** 2
@@ -269,8 +233,8 @@ class L2:
 def log_wright_omega(t: Float[Array, " n"]) -> Float[Array, " n"]:
     """Logarithm of the w > 0 with ``w + log w = t``, by Newton's method.
 
-    With u = log w: ``exp(u) + u = t`` is convex and increasing, so Newton's steps from a point right of the
-    root descend to it; log1p(exp(t)) lies within a factor of 2 of w, and ten steps reach float64.
+    With u = log w: ``exp(u) + u`` is convex and increasing, so Newton's steps descend to the root from a point
+    right of it, log t for t > 1 and t below; ten reach float64.
     """
     u = jnp.where(t > 1.0, jnp.log(jnp.maximum(t, 1.0)), t)
     for _ in range(10):

@@ -18,21 +18,12 @@ from jaxtyping import Array, Float
 
 from jaxdiv.core import checks, pytree_dataclass
 from jaxdiv.core.types import Numeric
+from jaxdiv.ot.marginals import Free
 
 
 @pytree_dataclass
-class AtMost:
+class AtMost(Free):
     """``P1 <= a``."""
-
-    @property
-    def exact(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def smooth(self) -> bool:
-        """False."""
-        return False
 
     def update(self, s: Array, a: Array, epsilon: Numeric) -> Array:
         """The potential after a Sinkhorn half-step, [n]."""
@@ -50,17 +41,9 @@ class AtMost:
         """0 where f < 0, else inf, [n]."""
         return jnp.where(f < 0, 0.0, jnp.inf)
 
-    def held(self, f: Array) -> Array:
-        """f, [n]."""
-        return f
-
-    def penalty(self, r: Array, a: Array) -> Array:
-        """0, [n]."""
-        return jnp.zeros_like(r)
-
 
 @pytree_dataclass
-class Partial:
+class Partial(Free):
     """``P1 <= a`` and ``sum P = mass``.
 
     Args:
@@ -74,16 +57,6 @@ class Partial:
 
     def __post_init__(self) -> None:
         checks.in_range("mass", self.mass, 0.0, open_low=True)
-
-    @property
-    def exact(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def smooth(self) -> bool:
-        """False."""
-        return False
 
     def update(self, s: Array, a: Array, epsilon: Numeric) -> Array:
         """The potential after a Sinkhorn half-step, [n]."""
@@ -111,18 +84,6 @@ class Partial:
         price = jnp.max(jnp.where(a > 0, f, -jnp.inf))
         gaps = jnp.where(f < price, r - a, jnp.maximum(r - a, 0.0))
         return jnp.append(gaps, jnp.sum(r) - self.mass)
-
-    def stiffness(self, f: Array, a: Array) -> Array:
-        """0, [n]; the coupling of the entries is not part of it."""
-        return jnp.zeros_like(f)
-
-    def held(self, f: Array) -> Array:
-        """f, [n]."""
-        return f
-
-    def penalty(self, r: Array, a: Array) -> Array:
-        """0, [n]."""
-        return jnp.zeros_like(r)
 
 
 def _price(s: Float[Array, " n"], a: Array, mass: Numeric, epsilon: Numeric) -> Float[Array, ""]:
