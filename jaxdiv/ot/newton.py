@@ -67,7 +67,8 @@ class NewtonState(NamedTuple):
         products: Iterations of conjugate gradients so far.
         steps: Steps taken.
         best: Least error so far.
-        idle: Steps since.
+        highest: Largest dual so far at the given epsilon.
+        idle: Steps since either improved.
     """
 
     value: tuple[Float[Array, " n"], Float[Array, " m"]]
@@ -81,6 +82,7 @@ class NewtonState(NamedTuple):
     products: Int[Array, ""]
     steps: Int[Array, ""]
     best: Float[Array, ""]
+    highest: Float[Array, ""]
     idle: Int[Array, ""]
 
 
@@ -145,7 +147,7 @@ class SinkhornNewton:
         direct = self.linear == "cholesky" or (self.linear == "auto" and problem.b.size <= DIRECT)
         return NewtonState(
             (f, g), inf, zero + RUNNING, inf, (f, g), epsilon, jnp.array(True), jnp.array(direct),
-            zero, zero, inf, zero,
+            zero, zero, inf, -inf, zero,
         )  # fmt: skip
 
     def step(self, state: NewtonState, problem: Problem) -> NewtonState:
@@ -168,7 +170,9 @@ class SinkhornNewton:
         direction, direct, products = self._direction(now, state, f, g, plan, r, c, slope, error, ~done)
         moved, shortened = _search(now, f, g, direction, slope, jnp.sum(r), ~done)
         reported = jnp.where(last, error, jnp.inf)
-        idle = jnp.where((reported < state.best) | ~last, 0, state.idle + 1)
+        value, rounding = _value(now, f, g, jnp.sum(r))
+        grown = value > state.highest + rounding
+        idle = jnp.where((reported < state.best) | grown | ~last, 0, state.idle + 1)
         stalled = last & (idle >= PATIENCE)
         status = jnp.where(last & done, Status.CONVERGED, jnp.where(stalled, Status.STALLED, RUNNING))
         lower = epsilon / (2.0 if self.factor is None else self.factor)
@@ -185,6 +189,7 @@ class SinkhornNewton:
             state.products + products,
             state.steps + 1,
             jnp.minimum(reported, state.best),
+            jnp.where(last, jnp.maximum(value, state.highest), -jnp.inf),
             idle,
         )
 
@@ -254,14 +259,18 @@ def _good(problem: Problem, g: Array) -> Bool[Array, ""]:
     return error <= LOOSE * jnp.sum(problem.b)
 
 
+def _value(problem: Problem, f: Array, g: Array, mass: Array) -> tuple[Array, Array]:
+    """The dual, and its rounding, below which growth cannot be seen."""
+    value = problem.value(f, g, mass)
+    terms = jnp.vdot(problem.a, jnp.abs(f)) + jnp.vdot(problem.b, jnp.abs(g)) + problem.epsilon * mass
+    return value, 10 * jnp.finfo(value.dtype).eps * terms
+
+
 def _search(
     problem: Problem, f: Array, g: Array, direction: Array, slope: Array, mass: Array, needed: Bool[Array, ""]
 ) -> tuple[tuple[Array, Array], Bool[Array, ""]]:
     """The next potentials, and whether the step had to be shortened."""
-    value = problem.value(f, g, mass)
-    # Growth below the rounding of the dual cannot be seen.
-    terms = jnp.vdot(problem.a, jnp.abs(f)) + jnp.vdot(problem.b, jnp.abs(g)) + problem.epsilon * mass
-    rounding = 10 * jnp.finfo(value.dtype).eps * terms
+    value, rounding = _value(problem, f, g, mass)
     promised = jnp.vdot(slope, direction)
 
     def running(carry: tuple[Array, Array, Array, Array]) -> Bool[Array, ""]:
