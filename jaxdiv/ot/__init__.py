@@ -9,7 +9,6 @@ from .costs import SqEuclidean as SqEuclidean
 from .dual import Dual as Dual
 from .geometry import CostMatrix as CostMatrix
 from .geometry import Geometry as Geometry
-from .geometry import PointCloud as PointCloud
 from .grid import Grid as Grid
 from .marginals import KL as KL
 from .marginals import L2 as L2
@@ -21,6 +20,7 @@ from .monge_gap import monge_gap as monge_gap
 from .newton import SinkhornNewton as SinkhornNewton
 from .partial import AtMost as AtMost
 from .partial import Partial as Partial
+from .point_cloud import PointCloud as PointCloud
 from .progressive_partial import PartialAssignment as PartialAssignment
 from .progressive_partial import progressive_partial as progressive_partial
 from .regularizers import Entropy as Entropy

@@ -162,6 +162,12 @@ class CostFunction:
         return self.function(x, y)
 
 
+def as_pytree(cost: Cost) -> Cost:
+    """The cost; a plain function as a static part of the structure."""
+    leaves = jax.tree.leaves(cost)
+    return CostFunction(cost) if len(leaves) == 1 and leaves[0] is cost else cost
+
+
 def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     norm = safe_norm(x, 1, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1.0)

@@ -25,14 +25,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PyTree
 
 from jaxdiv.core import any_lane, checks, pytree_dataclass, static_field
 from jaxdiv.core.types import Numeric
-from jaxdiv.ot.costs import Cost, CostFunction, SqEuclidean
-from jaxdiv.ot.geometry import BLOCK_LIMIT, CostMatrix, Flipped, capped_exp, product
+from jaxdiv.ot.costs import Cost, SqEuclidean, as_pytree
+from jaxdiv.ot.geometry import CostMatrix, capped_exp, finite, product
+from jaxdiv.ot.point_cloud import BLOCK_LIMIT, Flipped
 
 # Numbers that the reduction of one axis may hold at a time.
 _HELD = 2**24
@@ -87,7 +87,7 @@ class Grid:
         dtype = jnp.result_type(*x, *y)
         object.__setattr__(self, "x", tuple(axis.astype(dtype) for axis in x))
         object.__setattr__(self, "y", tuple(axis.astype(dtype) for axis in y))
-        object.__setattr__(self, "cost", tuple(_as_pytree(cost) for cost in costs))
+        object.__setattr__(self, "cost", tuple(map(as_pytree, costs)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -276,11 +276,5 @@ def _axes(name: str, axes: Any) -> tuple[Float[Array, " n_k"], ...]:
     for k, axis in enumerate(axes):
         checks.rank(f"{name}[{k}]", axis, 1)
         checks.not_empty(f"{name}[{k}]", axis)
-        if checks.concrete(axis) and not np.all(np.isfinite(axis)):
-            raise ValueError(f"{name}[{k}] must be finite; give weight 0 to what must not take part.")
+        finite(f"{name}[{k}]", axis)
     return axes
-
-
-def _as_pytree(cost: Any) -> Any:
-    """A plain function becomes a static part of the structure."""
-    return CostFunction(cost) if jax.tree.leaves(cost) == [cost] else cost

@@ -38,10 +38,7 @@ def equal_masses(
         if weights is None:
             given.append(np.full(size, 1.0 / size))
             continue
-        if jnp.shape(weights) != (size,):
-            raise ValueError(f"{name} must have one weight per point, [{size}]; got {jnp.shape(weights)}.")
-        checks.floating(name, weights)
-        checks.in_range(name, weights, 0.0, open_high=True)
+        weights_of(name, weights, size)
         eps = max(eps, jnp.finfo(jnp.asarray(weights).dtype).eps)
         given.append(weights)
     tol = 0.1 * float(eps) ** 0.5
@@ -58,6 +55,18 @@ def equal_masses(
     # Factors rather than a choice, so that gradients are NaN where the value is.
     mass = jnp.where(fits, 0.5 * (mass_a + mass_b), jnp.nan)
     return _scale(u, mass, mass_a), _scale(v, mass, mass_b)
+
+
+def weights_of(name: str, weights: Float[Array, " n"], size: int) -> Float[Array, " n"]:
+    """The weights of as many points, in float32 or float64.
+
+    Raises:
+        ValueError: If they are not floating or have another shape, or concrete ones are negative or not finite.
+    """
+    if jnp.shape(weights) != (size,):
+        raise ValueError(f"{name} must have one weight per point, [{size}]; got {jnp.shape(weights)}.")
+    checks.in_range(name, weights, 0.0, open_high=True)
+    return checks.floating(name, weights)
 
 
 def _scale(weights: Float[Array, " n"], new: Float[Array, ""], old: Float[Array, ""]) -> Float[Array, " n"]:

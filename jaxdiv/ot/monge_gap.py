@@ -25,8 +25,8 @@ from jaxtyping import Array, Float, Int
 from jaxdiv.core import checks, pytree_dataclass
 from jaxdiv.core.types import Numeric
 from jaxdiv.ot.costs import Cost, SqEuclidean
-from jaxdiv.ot.geometry import PointCloud
 from jaxdiv.ot.newton import SinkhornNewton
+from jaxdiv.ot.point_cloud import PointCloud
 from jaxdiv.ot.sinkhorn import Sinkhorn
 from jaxdiv.ot.solve import solve
 from jaxdiv.ot.transport import Transport

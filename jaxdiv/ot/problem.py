@@ -15,14 +15,18 @@ References:
     Sinkhorn iteration, algorithm 2, for the feasible plan behind `primal`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiv.core import any_lane, pytree_dataclass, xlogy
 from jaxdiv.ot import adjoint
-from jaxdiv.ot.geometry import Geometry, PointCloud, Separable, capped_exp
+from jaxdiv.ot.geometry import Geometry, Separable, capped_exp
 from jaxdiv.ot.marginals import Marginal
+from jaxdiv.ot.point_cloud import PointCloud
+from jaxdiv.ot.round import reduction
 
 
 @pytree_dataclass
@@ -52,11 +56,11 @@ class Problem:
 
     def at(self, epsilon: Float[Array, ""]) -> "Problem":
         """The problem at another epsilon."""
-        return Problem(self.geometry, self.a, self.b, epsilon, self.row, self.column)
+        return dataclasses.replace(self, epsilon=epsilon)
 
     def dense(self) -> "Problem":
         """The problem with its cost matrix in memory, unless it is to be streamed."""
-        return Problem(self.geometry.dense(), self.a, self.b, self.epsilon, self.row, self.column)
+        return dataclasses.replace(self, geometry=self.geometry.dense())
 
     def transpose(self) -> "Problem":
         """The problem with rows and columns exchanged."""
@@ -134,9 +138,9 @@ class Problem:
                 jnp.vdot(r, f) + jnp.vdot(c, g) - self.epsilon * (jnp.sum(r) - self.a.sum() * self.b.sum())
             )
             return value + jnp.sum(self.row.penalty(r, self.a)) + jnp.sum(self.column.penalty(c, self.b))
-        x = jnp.minimum(1.0, self.a / jnp.where(r > 0, r, 1.0))
+        x = reduction(r, self.a)
         c = self.apply(f, g, x, 0)
-        y = jnp.minimum(1.0, self.b / jnp.where(c > 0, c, 1.0))
+        y = reduction(c, self.b)
         missing_rows = self.a - x * self.apply(f, g, y, 1)
         missing_columns = self.b - y * c
         missing = jnp.sum(missing_rows)
@@ -164,11 +168,7 @@ class Problem:
 
     def centered(self, f: Array, g: Array) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The potentials with the free constant such that f and g have one mean over the weights."""
-        if not self.singular:
-            return f, g
-        mean_f = jnp.vdot(self.a, f) / jnp.sum(self.a)
-        shift = (jnp.vdot(self.b, g) / jnp.sum(self.b) - mean_f) / 2
-        return f + shift, g - shift
+        return centered(f, g, self.a, self.b) if self.singular else (f, g)
 
     def differentiable(self, f: Array, g: Array) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The solved potentials with the derivatives of the optimum."""
@@ -190,3 +190,10 @@ class Problem:
         ones = jnp.ones(x.shape[0], self.a.dtype)
         new = Problem(cloud, ones, self.b, self.epsilon, self.row, self.column)
         return new.apply(new.row_softmin(g), g, y, 1)
+
+
+def centered(f: Array, g: Array, a: Array, b: Array) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """The potentials shifted against each other until their means over the weights are one."""
+    mean_f = jnp.vdot(a, f) / jnp.sum(a)
+    shift = (jnp.vdot(b, g) / jnp.sum(b) - mean_f) / 2
+    return f + shift, g - shift

@@ -18,7 +18,7 @@ from jaxdiv.core import checks
 from jaxdiv.ot.measures import equal_masses
 
 
-def _scale(mass: Float[Array, " n"], limit: Float[Array, " n"]) -> Float[Array, " n"]:
+def reduction(mass: Float[Array, " n"], limit: Float[Array, " n"]) -> Float[Array, " n"]:
     """``min(limit / mass, 1)``, without a quotient where it is not needed."""
     over = mass > limit
     return jnp.where(over, limit / jnp.where(over, mass, 1.0), 1.0)
@@ -65,8 +65,8 @@ def round_plan(
     plan = plan.astype(dtype)
     n, m = plan.shape
     a, b = equal_masses(a, b, n, m, dtype)
-    plan = plan * _scale(jnp.sum(plan, 1), a)[:, None]
-    plan = plan * _scale(jnp.sum(plan, 0), b)
+    plan = plan * reduction(jnp.sum(plan, 1), a)[:, None]
+    plan = plan * reduction(jnp.sum(plan, 0), b)
     missing_a = jnp.maximum(a - jnp.sum(plan, 1), 0.0)
     missing_b = jnp.maximum(b - jnp.sum(plan, 0), 0.0)
     total = jnp.sum(missing_a)

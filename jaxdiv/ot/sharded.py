@@ -41,7 +41,8 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxdiv.core import pytree_dataclass, static_field
 from jaxdiv.core.types import Numeric
-from jaxdiv.ot.geometry import CostMatrix, Geometry, PointCloud
+from jaxdiv.ot.geometry import CostMatrix, Geometry, capped_exp, shifted_softmin
+from jaxdiv.ot.point_cloud import PointCloud
 
 
 @pytree_dataclass
@@ -121,14 +122,12 @@ class Sharded:
 
     def _over_rows(self, local: Geometry, h: Array, weights: Array, epsilon: Numeric) -> Array:
         """The softmin over the rows of all devices, from what one of them has."""
-        cap = jnp.log(jnp.finfo(local.dtype).max) / 2
-        sums = local.transpose().map_rows(lambda cost: _exponential_sums(h, weights, cost, epsilon, cap))
+        sums = local.transpose().map_rows(lambda cost: _exponential_sums(h, weights, cost, epsilon))
         largest, shift, total = sums
         top = jax.lax.pmax(largest, self.axis)
         top = jnp.where(jnp.isfinite(top), top, 0.0)
-        total = jax.lax.psum(total * jnp.exp(jnp.minimum((shift - top) / epsilon, cap)), self.axis)
-        some = total > 0
-        return -top - epsilon * jnp.where(some, jnp.log(jnp.where(some, total, 1.0)), -jnp.inf)
+        total = jax.lax.psum(total * capped_exp((shift - top) / epsilon), self.axis)
+        return shifted_softmin(top, total, epsilon)
 
     @partial(jax.jit, static_argnames="axis")
     def apply(self, f: Array, g: Array, epsilon: Numeric, v: Array, axis: int) -> Array:
@@ -203,7 +202,7 @@ class Sharded:
 
 
 def _exponential_sums(
-    h: Array, weights: Array, cost: Float[Array, "m n"], epsilon: Numeric, cap: Array
+    h: Array, weights: Array, cost: Float[Array, "m n"], epsilon: Numeric
 ) -> tuple[Array, Array, Array]:
     """Of each row of costs the largest h - C that has weight, a shift, and the sum of weighted exponentials.
 
@@ -215,4 +214,4 @@ def _exponential_sums(
     shift = jnp.where(jnp.isfinite(largest), largest, jnp.max(shown, axis=1))
     shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
     exponent = (h - cost - shift[:, None]) / epsilon
-    return largest, shift, jnp.sum(weights * jnp.exp(jnp.minimum(exponent, cap)), axis=1)
+    return largest, shift, jnp.sum(weights * capped_exp(exponent), axis=1)

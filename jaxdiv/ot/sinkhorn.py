@@ -49,7 +49,7 @@ class SinkhornState(NamedTuple):
         softmin: Row softmin of g.
         steps: Steps taken.
         best: Least error so far.
-        idle: Steps since.
+        idle: Steps since, without a move.
         start: The epsilon at which annealing begins.
         logs: Whether softmins are taken in log space.
         kernel: The kernel matrix, if there is one.
@@ -209,14 +209,13 @@ class Sinkhorn:
         self, state: SinkhornState, problem: Problem, h: Array, axis: int
     ) -> tuple[Array, Bool[Array, ""]]:
         """The softmin of a potential, and whether it can be trusted."""
+        weights = problem.b if axis == 1 else problem.a
 
         def in_logs(h: Array) -> tuple[Array, Bool[Array, ""]]:
-            weights = problem.b if axis == 1 else problem.a
             return problem.geometry.softmin(h, weights, problem.epsilon, axis), jnp.array(True)
 
         def by_kernel(h: Array) -> tuple[Array, Bool[Array, ""]]:
             assert state.kernel is not None
-            weights = problem.b if axis == 1 else problem.a
             return kernel.softmin(state.kernel, h, weights, problem.epsilon, axis)
 
         if state.kernel is None:

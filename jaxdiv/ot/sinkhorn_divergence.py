@@ -22,18 +22,19 @@ References:
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdiv.core import checks, pytree_dataclass
+from jaxdiv.core import pytree_dataclass
 from jaxdiv.core.types import Numeric
 from jaxdiv.ot.costs import Cost, SqEuclidean
-from jaxdiv.ot.geometry import PointCloud, mean_cost
+from jaxdiv.ot.geometry import mean_cost
 from jaxdiv.ot.marginals import Exact, Marginal
+from jaxdiv.ot.measures import weights_of
 from jaxdiv.ot.newton import SinkhornNewton
+from jaxdiv.ot.point_cloud import PointCloud
 from jaxdiv.ot.sinkhorn import Sinkhorn
 from jaxdiv.ot.solve import EPSILON, solve
 from jaxdiv.ot.transport import Transport
@@ -132,7 +133,9 @@ def sinkhorn_divergence(
         >>> gradient = jax.grad(lambda x, y: sinkhorn_divergence(x, y).value)(x, x)
     """
     cross, left, right = PointCloud(x, y, cost), PointCloud(x, cost=cost), PointCloud(y, cost=cost)
-    a, b = _weights("a", a, cross.x), _weights("b", b, right.x)
+    n, m = cross.shape
+    a = jnp.full((n,), 1.0 / n, cross.dtype) if a is None else weights_of("a", a, n).astype(cross.dtype)
+    b = jnp.full((m,), 1.0 / m, cross.dtype) if b is None else weights_of("b", b, m).astype(cross.dtype)
     row, column = marginals
     symmetric = _symmetric(solver)
     mass_a, mass_b = jnp.sum(a), jnp.sum(b)
@@ -155,17 +158,6 @@ def sinkhorn_divergence(
     # Only the number: its gradient is that of the value.
     value = value - jax.lax.stop_gradient(jnp.where(rounded, value, 0.0))
     return Divergence(value, xy, xx, yy)
-
-
-def _weights(name: str, weights: Any, points: Float[Array, "n d"]) -> Float[Array, " n"]:
-    size = points.shape[0]
-    if weights is None:
-        return jnp.full((size,), 1.0 / size, points.dtype)
-    weights = checks.floating(name, weights)
-    if weights.shape != (size,):
-        raise ValueError(f"{name} must have one weight per point, [{size}]; got {weights.shape}.")
-    checks.in_range(name, weights, 0.0, open_high=True)
-    return weights.astype(points.dtype)
 
 
 def _symmetric(solver: Sinkhorn | SinkhornNewton | None) -> Sinkhorn:

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 from jaxdiv import linalg
 from jaxdiv.core import any_lane, pytree_dataclass
 from jaxdiv.ot.geometry import Geometry, product
+from jaxdiv.ot.problem import centered
 from jaxdiv.ot.regularizers import maximizer
 
 
@@ -97,10 +98,6 @@ class SmoothProblem:
         size = jnp.vdot(jnp.abs(f), self.a) + jnp.vdot(jnp.abs(g), self.b)
         return jnp.finfo(f.dtype).eps * size
 
-    def error(self, f: Array, g: Array) -> Float[Array, ""]:
-        """``|P1 - a|_1 + |P^T 1 - b|_1``."""
-        return l1(self.gap(self.masses(f, g)))
-
     def plan(self, f: Array, g: Array) -> Float[Array, "n m"]:
         """P, all of it."""
         return self._plan(lambda _, t: t, f, g).T
@@ -131,9 +128,7 @@ class SmoothProblem:
 
     def centered(self, f: Array, g: Array) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The potentials with the free constant such that f and g have one mean over the weights."""
-        mean_f = jnp.vdot(self.a, f) / jnp.sum(self.a)
-        shift = (jnp.vdot(self.b, g) / jnp.sum(self.b) - mean_f) / 2
-        return f + shift, g - shift
+        return centered(f, g, self.a, self.b)
 
     def differentiable(self, f: Array, g: Array) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The solved potentials, complete where a or b is 0, with the derivatives of the optimum."""
@@ -143,12 +138,6 @@ class SmoothProblem:
     def differentiable_value(self, f: Array, g: Array, dual: Array) -> Float[Array, ""]:
         """The dual value, already computed, with the derivatives of the optimum."""
         return _value(self, f, g, dual)
-
-    def extended_map(self, g: Array, x: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """Raises: the potentials of these plans say nothing about new points."""
-        raise ValueError(
-            "transport needs the entropic regularizer; use barycentric for the points of the plan."
-        )
 
     def _columns(self, fn: Any, f: Array, g: Array) -> Any:
         """``fn(costs, f + g_j - C_j)`` of blocks of columns, as rows."""

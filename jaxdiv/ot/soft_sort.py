@@ -28,8 +28,8 @@ from jaxtyping import Array, Float
 
 from jaxdiv.core import checks, safe_sqrt
 from jaxdiv.core.types import Numeric
-from jaxdiv.ot.geometry import PointCloud
 from jaxdiv.ot.newton import SinkhornNewton
+from jaxdiv.ot.point_cloud import PointCloud
 from jaxdiv.ot.solve import solve
 from jaxdiv.ot.transport import Transport
 from jaxdiv.ot.univariate import monotone_cost

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxdiv.core import RUNNING, Progress, Status, any_lane, checks, pytree_dataclass, run
+from jaxdiv.core import RUNNING, Progress, Status, checks, pytree_dataclass, run
 from jaxdiv.core.types import Numeric
+from jaxdiv.ot.default import by_default, newest_last
 from jaxdiv.ot.dual import Dual
 from jaxdiv.ot.geometry import CostMatrix, Geometry, max_cost, mean_cost, std_cost
 from jaxdiv.ot.marginals import Exact, Marginal
@@ -33,10 +34,6 @@ from jaxdiv.ot.transport import Transport
 _SCALES = {"mean": mean_cost, "std": std_cost, "max": max_cost}
 # The default epsilon, as a fraction of the mean cost.
 EPSILON = 0.05
-# Sinkhorn steps after which the default solver looks at the rate, and the last of them that it looks at.
-TRIAL, WINDOW = 50, 20
-# The largest factor a default run makes, in columns.
-LARGEST_FACTOR = 8192
 
 
 @pytree_dataclass
@@ -84,7 +81,7 @@ def solve(
         adjoint: `Implicit()` or `Unroll()`.
         init: Potentials (f, g) to start from; zeros by default. Without derivatives.
         history: How many of the last errors to keep.
-        progress: Called on the host with steps and error, such as `core.progress_bar` gives.
+        progress: Called on the host with steps and error, such as `core.progress_bar` gives; not by `Unroll`.
 
     Returns:
         A `Transport`. It is never CONVERGED with an error above the solver's tolerance.
@@ -135,7 +132,7 @@ def solve(
     if unrolled:
         if not isinstance(solver, Sinkhorn) or solver.mode != "log":
             raise ValueError("adjoint=Unroll() needs solver=Sinkhorn(mode='log', max_steps=...).")
-        found = _unrolled(solver, potentials, problem)
+        found = _unrolled(solver, potentials, problem, history)
     else:
         stopped = jax.lax.stop_gradient((problem, solver, potentials))
         found = _found(*stopped, history=history, progress=progress)
@@ -145,10 +142,6 @@ def solve(
         largest = jnp.maximum(jnp.max(jnp.abs(value[0])), jnp.max(jnp.abs(value[1])))
         blind = (status == Status.CONVERGED) & ~(problem.epsilon > jnp.finfo(a.dtype).eps * largest)
         status = jnp.where(blind, Status.STALLED, status)
-    for marginal in (rows, columns):
-        feasible = (
-            feasible & jnp.all(getattr(marginal, "rho", 1.0) > 0) & (getattr(marginal, "mass", 1.0) > 0)
-        )
     status = jnp.where(feasible, status, Status.INFEASIBLE).astype(jnp.int32)
     return Transport(problem, value, dual, status, steps, error, errors, not unrolled)
 
@@ -163,10 +156,10 @@ def _found(
         options = {"max_steps": solver.max_steps, "history": history, "progress": progress}
         out = run(solver, potentials, problem, **options)
         mass = out.state.mass if isinstance(problem, Problem) else None
-        errors = _newest_last(out.history, out.steps)
+        errors = newest_last(out.history, out.steps)
         value = problem.extended(*out.value) if isinstance(solver, SinkhornNewton) else out.value
         return _report(problem, value, mass, out.status, out.steps, out.error, errors)
-    return _by_default(problem, potentials, history, progress)
+    return _report(problem, *by_default(problem, potentials, history, progress))
 
 
 def _report(problem: Any, value: Any, mass: Any, *found: Array) -> tuple[Any, ...]:
@@ -175,75 +168,9 @@ def _report(problem: Any, value: Any, mass: Any, *found: Array) -> tuple[Any, ..
     return (value, dual, *found)
 
 
-def _by_default(
-    problem: Problem, potentials: tuple[Array, Array], history: int, progress: Progress | None
+def _unrolled(
+    solver: Sinkhorn, potentials: tuple[Array, Array], problem: Problem, history: int
 ) -> tuple[Any, ...]:
-    """Sinkhorn, then Newton where the rate of the first steps promises nothing better."""
-    m = problem.b.size
-    sinkhorn = Sinkhorn()
-    newton = SinkhornNewton(tol=sinkhorn.tol)
-    window = max(WINDOW, history)
-    out = run(sinkhorn, potentials, problem, max_steps=TRIAL, history=window, progress=progress)
-    trial, state, steps = out, out.state, out.steps
-    capable = isinstance(problem.geometry, CostMatrix) and problem.row.smooth and problem.column.smooth
-    capable = capable and m <= LARGEST_FACTOR
-    if capable:
-        first, last = trial.history[window - WINDOW], trial.history[-1]
-        left = jnp.log(sinkhorn.tol / last) / (jnp.log(last / first) / (WINDOW - 1))
-        # NaN and negative: no decrease at all.
-        slow = (state.status == RUNNING) & ~((left > 0) & (left < 200 + m / 2))
-        state = state._replace(status=jnp.where(slow, Status.STALLED, state.status).astype(jnp.int32))
-    rest = sinkhorn.max_steps - TRIAL
-    out = run(sinkhorn, potentials, problem, max_steps=rest, history=history, progress=progress, state=state)
-    steps = steps + out.steps
-    errors = _newest_last(trial.history, trial.steps)[window - history :]
-    errors = _joined(errors, out.history, out.steps)
-    found = (out.value, out.state.mass, out.status, steps, out.error, errors)
-    if not capable:
-        return _report(problem, *found)
-
-    def finished() -> tuple[Any, ...]:
-        return found
-
-    def by_newton() -> tuple[Any, ...]:
-        value, _, status, steps, error, errors = found
-        state = newton.init(value, problem)
-        state = state._replace(
-            status=jnp.where(status == Status.CONVERGED, status, RUNNING).astype(jnp.int32)
-        )
-        out = run(
-            newton,
-            value,
-            problem,
-            max_steps=newton.max_steps,
-            history=history,
-            progress=progress,
-            state=state,
-        )
-        better = (status != Status.CONVERGED) & (out.error <= error)
-        steps = steps + out.steps
-        errors = _joined(errors, out.history, out.steps)
-        new = (problem.extended(*out.value), out.state.mass, out.status, steps, out.error, errors)
-        return jax.tree.map(lambda x, y: jnp.where(better, x, y), new, (*found[:3], steps, *found[4:]))
-
-    return _report(problem, *jax.lax.cond(any_lane(out.status != Status.CONVERGED), by_newton, finished))
-
-
-def _newest_last(history: Array, steps: Array) -> Array:
-    """The errors of a run with those that are missing in front."""
-    return jnp.roll(history, jnp.maximum(history.size - steps, 0))
-
-
-def _joined(before: Array, history: Array, steps: Array) -> Array:
-    """The last errors of a run and, as far as there is room, of those before it."""
-    both = jnp.concatenate([before, _newest_last(history, steps)])
-    size = history.size
-    index = jnp.arange(size)
-    taken = jnp.minimum(steps, size)
-    return both[jnp.where(index >= size - taken, size + index, index + taken)]
-
-
-def _unrolled(solver: Sinkhorn, potentials: tuple[Array, Array], problem: Problem) -> tuple[Any, ...]:
     """Sinkhorn's steps as a scan that reverse mode can follow."""
     problem = problem.dense()
 
@@ -251,13 +178,16 @@ def _unrolled(solver: Sinkhorn, potentials: tuple[Array, Array], problem: Proble
     def advance(state: Any) -> Any:
         return solver.step(state, problem)
 
-    def step(state: Any, _: None) -> tuple[Any, None]:
-        return jax.lax.cond(state.status == RUNNING, advance, lambda state: state, state), None
+    def step(state: Any, _: None) -> tuple[Any, Array]:
+        state = jax.lax.cond(state.status == RUNNING, advance, lambda state: state, state)
+        return state, state.error
 
-    state, _ = jax.lax.scan(step, solver.init(potentials, problem), length=solver.max_steps)
+    state, errors = jax.lax.scan(step, solver.init(potentials, problem), length=solver.max_steps)
     status = jnp.where(state.status == RUNNING, Status.MAX_STEPS, state.status)
     status = jnp.where(jnp.isfinite(state.error), status, Status.NONFINITE)
-    errors = jnp.zeros((0,), state.error.dtype)
+    before = jnp.full((history,), jnp.inf, errors.dtype)
+    errors = jnp.where(jnp.arange(errors.size) < state.steps, errors, jnp.inf)
+    errors = jnp.concatenate([before, newest_last(errors, state.steps)])[solver.max_steps :]
     return _report(problem, state.value, state.mass, status, state.steps, state.error, errors)
 
 
@@ -292,7 +222,7 @@ def _weights(name: str, weights: Any, size: int, dtype: Any) -> Float[Array, " n
 
 
 def _feasible(a: Array, b: Array, row: Marginal, column: Marginal, coarse: float) -> Bool[Array, ""]:
-    """Whether the weights admit a plan; raises where that is known to be false."""
+    """Whether weights and marginals admit a plan; raises where that is known to be false."""
     fine = jnp.array(True)
     for weights in (a, b):
         fine = fine & jnp.all(weights >= 0) & jnp.all(jnp.isfinite(weights)) & jnp.any(weights > 0)
@@ -309,6 +239,7 @@ def _feasible(a: Array, b: Array, row: Marginal, column: Marginal, coarse: float
     if isinstance(row, Partial) and isinstance(column, Partial):
         raise ValueError("Partial fixes the mass on both sides; make the other marginal AtMost().")
     for marginal in (row, column):
+        fine = fine & jnp.all(getattr(marginal, "rho", 1.0) > 0)
         if isinstance(marginal, Partial):
             possible = marginal.mass <= jnp.minimum(total_a, total_b) + slack
             if checks.concrete(possible) and not possible:
@@ -316,7 +247,7 @@ def _feasible(a: Array, b: Array, row: Marginal, column: Marginal, coarse: float
                     f"mass must be at most what a and b hold; got {float(marginal.mass):g} of "
                     f"{float(total_a):g} and {float(total_b):g}."
                 )
-            fine = fine & possible
+            fine = fine & possible & (marginal.mass > 0)
     return fine
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiv.core import pytree_dataclass, raise_if_failed, static_field, xlogy
-from jaxdiv.ot.geometry import PointCloud
+from jaxdiv.ot.point_cloud import PointCloud
 from jaxdiv.ot.problem import Problem
 from jaxdiv.ot.round import round_plan
 
@@ -65,30 +65,39 @@ class Transport:
         return self._potentials()[1]
 
     @property
+    @_per_lane
     def cost(self) -> Float[Array, "*lanes"]:
         """The regularized value; its derivative by the costs is the plan, its Hessian that of the optimum."""
-        return self._cost()
+        f, g = self.raw
+        if not self.implicit:
+            return self.problem.dual(f, g)
+        return self.problem.differentiable_value(f, g, self.dual)
 
     @property
+    @_per_lane
     def entropy_cost(self) -> Float[Array, "*lanes"]:
         """The value in the entropy form ``<C, P> + epsilon sum P (log P - 1)``, for exact marginals of mass 1.
 
         Raises:
             ValueError: If the regularizer is not the entropy, or a marginal is not exact.
         """
-        if not (isinstance(self.problem, Problem) and self.problem.singular):
+        problem = self.problem
+        if not (isinstance(problem, Problem) and problem.singular):
             raise ValueError("entropy_cost needs the entropic regularizer and exact marginals.")
-        return self.cost + self._offset()
+        entropies = jnp.sum(xlogy(problem.a, problem.a)) + jnp.sum(xlogy(problem.b, problem.b))
+        return self.cost + problem.epsilon * (entropies - jnp.sum(problem.a) * jnp.sum(problem.b))
 
     @property
+    @_per_lane
     def linear_cost(self) -> Float[Array, "*lanes"]:
         """``<C, P>``."""
-        return self._linear_cost()
+        return self.problem.linear_cost(*self._potentials())
 
     @property
+    @_per_lane
     def primal(self) -> Float[Array, "*lanes"]:
         """The regularized value of the plan, made feasible where both marginals are exact: an upper bound."""
-        return self._primal()
+        return self.problem.primal(*self._potentials())
 
     @property
     def gap(self) -> Float[Array, "*lanes"]:
@@ -115,10 +124,24 @@ class Transport:
             raise ValueError(f"axis must be 1 (P v) or 0 (its transpose); got {axis}.")
         return self._apply(v, axis=axis)
 
+    @_per_lane
     def barycentric(self) -> Float[Array, "*lanes n d"]:
-        """The barycentric map of a point cloud: the mean of y that each x goes to; x itself without mass."""
-        return self._barycentric()
+        """The barycentric map of a point cloud: the mean of y that each x goes to; x itself without mass.
 
+        Raises:
+            ValueError: If the geometry is not a `PointCloud`.
+        """
+        geometry = self.problem.geometry
+        if not isinstance(geometry, PointCloud):
+            raise ValueError(
+                "barycentric needs a PointCloud, whose points it averages; got another geometry."
+            )
+        f, g = self._potentials()
+        rows = self.problem.masses(f, g)[0][:, None]
+        moved = self.problem.apply(f, g, geometry.y, 1)
+        return jnp.where(rows > 0, moved / jnp.where(rows > 0, rows, 1.0), geometry.x)
+
+    @_per_lane
     def transport(self, x: Float[Array, "*lanes k d"]) -> Float[Array, "*lanes k d"]:
         """The entropic map of new points: the mean of y under the plan that g extends to them.
 
@@ -131,17 +154,23 @@ class Transport:
         References:
             Pooladian, Niles-Weed (2021), Entropic estimation of optimal transport maps.
         """
-        return self._transport(x)
+        if not isinstance(self.problem, Problem):
+            raise ValueError(
+                "transport needs the entropic regularizer, whose potentials extend to new points."
+            )
+        return self.problem.extended_map(self._potentials()[1], x)
 
+    @_per_lane
     def round(self) -> Float[Array, "*lanes n m"]:
         """A plan with exactly the given marginals, within twice `error` of P in L1.
 
         Raises:
             ValueError: If a marginal is not exact.
         """
-        if isinstance(self.problem, Problem) and not self.problem.singular:
+        problem = self.problem
+        if isinstance(problem, Problem) and not problem.singular:
             raise ValueError("round needs exact marginals; these leave the masses of the plan open.")
-        return self._round()
+        return round_plan(problem.plan(*self._potentials()), problem.a, problem.b)
 
     def raise_if_failed(self) -> "Transport":
         """Returns itself if every lane converged.
@@ -154,10 +183,6 @@ class Transport:
         return self
 
     @_per_lane
-    def _round(self) -> Array:
-        return round_plan(self.problem.plan(*self._potentials()), self.problem.a, self.problem.b)
-
-    @_per_lane
     def _potentials(self) -> tuple[Array, Array]:
         f, g = self.raw
         if self.implicit:
@@ -165,49 +190,8 @@ class Transport:
         return self.problem.centered(f, g)
 
     @_per_lane
-    def _cost(self) -> Array:
-        f, g = self.raw
-        if not self.implicit:
-            return self.problem.dual(f, g)
-        return self.problem.differentiable_value(f, g, self.dual)
-
-    @_per_lane
-    def _offset(self) -> Array:
-        problem = self.problem
-        entropies = jnp.sum(xlogy(problem.a, problem.a)) + jnp.sum(xlogy(problem.b, problem.b))
-        return problem.epsilon * (entropies - jnp.sum(problem.a) * jnp.sum(problem.b))
-
-    @_per_lane
-    def _linear_cost(self) -> Array:
-        return self.problem.linear_cost(*self._potentials())
-
-    @_per_lane
-    def _primal(self) -> Array:
-        return self.problem.primal(*self._potentials())
-
-    @_per_lane
     def _apply(self, v: Array, *, axis: int) -> Array:
         size = self.problem.geometry.shape[axis]
         if v.ndim < 1 or v.shape[0] != size:
             raise ValueError(f"v must have {size} rows for axis={axis}; got shape {v.shape}.")
         return self.problem.apply(*self._potentials(), v, axis)
-
-    @_per_lane
-    def _barycentric(self) -> Array:
-        geometry = self.problem.geometry
-        if not isinstance(geometry, PointCloud):
-            raise ValueError(
-                "barycentric needs a PointCloud, whose points it averages; got another geometry."
-            )
-        f, g = self._potentials()
-        rows = self.problem.masses(f, g)[0][:, None]
-        moved = self.problem.apply(f, g, geometry.y, 1)
-        return jnp.where(rows > 0, moved / jnp.where(rows > 0, rows, 1.0), geometry.x)
-
-    @_per_lane
-    def _transport(self, x: Array) -> Array:
-        if not isinstance(self.problem, Problem):
-            raise ValueError(
-                "transport needs the entropic regularizer, whose potentials extend to new points."
-            )
-        return self.problem.extended_map(self._potentials()[1], x)

@@ -134,6 +134,14 @@ class TestReductions:
                 mean = jax.jit(ot.Grid.mean_cost)(geometry, A, B)
                 np.testing.assert_allclose(mean, jax.jit(mean_cost)(geometry, A, B), rtol=1e-12)
 
+    def test_a_cost_with_an_array_serves_every_axis(self):
+        metric = np.float32([[2.0]])
+        whole = ot.Grid(X, Y, ot.Mahalanobis(metric)).cost_matrix()
+        twice = ot.Grid(X, Y, (ot.Mahalanobis(metric),) * 3).cost_matrix()
+        plain = ot.Grid(X, Y, ot.SqEuclidean()).cost_matrix()
+        np.testing.assert_array_equal(whole, twice)
+        assert np.ptp(whole / plain) < 1e-5
+
 
 class TestSolve:
     @pytest.mark.parametrize("epsilon", [0.3, 0.03])

@@ -255,8 +255,8 @@ class TestBorders:
 
     def test_streamed_is_the_same_and_so_is_padded(self, monkeypatch):
         a, b = A[:7] / A[:7].sum(), B[:6] / B[:6].sum()
-        monkeypatch.setattr("jaxdiv.ot.geometry.DENSE_LIMIT", 20)
-        monkeypatch.setattr("jaxdiv.ot.geometry.BLOCK_LIMIT", 20)
+        monkeypatch.setattr("jaxdiv.ot.point_cloud.DENSE_LIMIT", 20)
+        monkeypatch.setattr("jaxdiv.ot.point_cloud.BLOCK_LIMIT", 20)
         with jax.enable_x64(True):
             streamed, gradients = compiled()(X[:7], Y[:6], a, b, 0.3, 1e-11)
             monkeypatch.undo()

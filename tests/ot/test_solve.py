@@ -69,7 +69,8 @@ A, B = (np.float32(RNG.dirichlet(np.ones(n))) for n in (N, M))
 
 
 def summary(out):
-    names = ("status", "iterations", "error", "cost", "linear_cost", "dual", "primal", "gap", "f", "g")
+    names = ("status", "iterations", "error", "cost", "entropy_cost", "linear_cost", "dual", "primal", "gap")
+    names = (*names, "f", "g")
     fields = {name: getattr(out, name) for name in names}
     return fields | {
         "plan": out.plan(),
@@ -127,6 +128,9 @@ class TestResult:
         np.testing.assert_allclose(one["linear_cost"], np.sum(plan * cost), rtol=1e-5)
         entropy = np.sum(plan * np.log(plan / np.outer(A, B)))
         np.testing.assert_allclose(one["cost"], np.sum(plan * cost) + 0.5 * entropy, rtol=1e-4)
+        np.testing.assert_allclose(
+            one["entropy_cost"], np.sum(plan * (cost + 0.5 * np.log(plan) - 0.5)), rtol=1e-4
+        )
         np.testing.assert_allclose(one["cost"], A @ one["f"] + B @ one["g"], rtol=1e-4)
         np.testing.assert_allclose(A @ one["f"], B @ one["g"], rtol=1e-5)
         np.testing.assert_allclose(one["primal"] - one["dual"], one["gap"], atol=1e-6)
@@ -235,6 +239,21 @@ class TestDefaults:
         assert out.history[known - 1] == out.error or out.history[-1] == out.error
         assert np.sum(np.isfinite(out.history)) == known
 
+    @pytest.mark.parametrize("adjoint", [ot.Implicit(), ot.Unroll()])
+    def test_history_changes_nothing(self, adjoint):
+        """Longer than the trial of the default, too; the errors are those that Sinkhorn's steps had."""
+        cost = ot.CostMatrix(np.float32(np.random.default_rng(0).uniform(size=(30, 30))))
+        solver = None if isinstance(adjoint, ot.Implicit) else ot.Sinkhorn(mode="log", max_steps=120)
+        long, short = (
+            ot.solve(cost, epsilon=0.02, history=k, solver=solver, adjoint=adjoint) for k in (80, 0)
+        )
+        assert long.status == short.status == Status.CONVERGED
+        assert long.iterations == short.iterations > 50
+        errors = long.history[np.isfinite(long.history)]
+        assert errors.size == min(80, int(long.iterations))
+        assert errors[-1] == long.error
+        assert errors[0] > 10 * errors[-1]
+
     def test_extremes(self):
         one = ot.solve(ot.CostMatrix(np.zeros((1, 1), np.float32)))
         assert one.status == Status.CONVERGED
@@ -298,6 +317,7 @@ class TestStatuses:
             "regularizer": lambda: ot.solve(cloud, epsilon=1.0, regularizer=ot.Entropy(1.0)),
             "pair": lambda: ot.solve(cloud, marginals=ot.KL(1.0)),
             "Unroll": lambda: ot.solve(cloud, adjoint=ot.Unroll()),
+            "entropy_cost needs": lambda: ot.solve(cloud, regularizer=ot.Quadratic(1.0)).entropy_cost,
             "axis": lambda: ot.solve(cloud).apply(B, axis=2),
             "rows": lambda: ot.solve(cloud).apply(A),
             "for TopK": lambda: ot.solve(

@@ -21,9 +21,10 @@ from jaxtyping import Array, Float
 from jaxdiv.core import checks, pytree_dataclass
 from jaxdiv.core.types import Numeric
 from jaxdiv.ot.costs import Cosine, Euclidean, NegDotProduct, SqEuclidean, block
-from jaxdiv.ot.geometry import CostMatrix, Geometry, PointCloud
+from jaxdiv.ot.geometry import CostMatrix, Geometry
 from jaxdiv.ot.grid import Grid
 from jaxdiv.ot.marginals import KL, Exact
+from jaxdiv.ot.point_cloud import PointCloud
 
 # Costs by the names that both libraries give them.
 _COSTS = {

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdiv.core import checks
+from jaxdiv.core import checks, xlogy
 from jaxdiv.core.types import Numeric
 from jaxdiv.ot.interop.pot_call import call, log_weights, solved
 from jaxdiv.ot.marginals import KL, Exact, Marginal
@@ -219,7 +219,4 @@ def _penalty(rho: Any) -> Marginal:
 
 def _kl(p: Array, q: Array) -> Array:
     """``sum p log(p / q)``."""
-    positive = p > 0
-    return jnp.sum(
-        jnp.where(positive, p * jnp.log(jnp.where(positive, p / jnp.where(q > 0, q, 1.0), 1.0)), 0.0)
-    )
+    return jnp.sum(xlogy(p, p / jnp.where(q > 0, q, 1.0)))
