@@ -15,6 +15,7 @@ from jaxdiv.version import __version__ as __version__
 # Top to bottom: a room imports only rooms that stand after it.
 ROOMS = (
     "train",
+    "bilevel",
     "oracles",
     "objectives",
     "sampling",
