@@ -205,7 +205,8 @@ class Contract(chex.TestCase):
     def test_draws(self) -> None:
         """Minibatches: equal keys give equal runs, others do not, and the run stays finite."""
         case, run = self.runner(noise=0.1)
-        ends = [run(case.outer, case.inner, jax.random.key(k), case.data, 5)[0].outer for k in (0, 0, 1)]
+        runs = [run(case.outer, case.inner, jax.random.key(k), case.data, 5)[0] for k in (0, 0, 1)]
+        ends = [(state.outer, state.inner) for state in runs]
         chex.assert_trees_all_equal(ends[0], ends[1])
         chex.assert_tree_all_finite(ends[2])
         assert not jnp.allclose(_flat(ends[0]), _flat(ends[2]), rtol=1e-6, atol=1e-7)
