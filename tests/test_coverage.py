@@ -32,6 +32,8 @@ NOT_MEMBERS = {
         "SemanticAssignment": "type",
         "Sharded": "needs a mesh; equals its geometry in test_sharded",
         "univariate_plan": "gives a plan; test_univariate",
+        "project_birkhoff": "takes a matrix; test_project",
+        "project_transport": "takes a matrix; test_project",
         "round_plan": "takes a plan; test_round",
         "monge_gap": "of a map, not of two clouds; test_monge_gap",
         "progressive_partial": "of one cloud and its clusters; test_progressive_partial",

@@ -23,6 +23,8 @@ from .partial import Partial as Partial
 from .point_cloud import PointCloud as PointCloud
 from .progressive_partial import PartialAssignment as PartialAssignment
 from .progressive_partial import progressive_partial as progressive_partial
+from .project import project_birkhoff as project_birkhoff
+from .project import project_transport as project_transport
 from .regularizers import Entropy as Entropy
 from .regularizers import GroupLasso as GroupLasso
 from .regularizers import Quadratic as Quadratic
