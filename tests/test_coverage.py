@@ -12,8 +12,26 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-FAMILIES = ("divergences", "losses", "objectives", "oracles", "ot")
+FAMILIES = ("bilevel", "divergences", "losses", "objectives", "oracles", "ot", "solvers")
 NOT_MEMBERS = {
+    "bilevel": {
+        "Algorithm": "protocol",
+        "BilevelState": "type",
+        "Estimate": "type",
+        "Estimator": "protocol",
+        "HparamSpace": "type",
+        "Info": "type",
+        "Loop": "type",
+        "Problem": "type",
+        "Range": "type",
+        "StnState": "type",
+        "full_batch": "a sampler; the suite's default",
+        "hparam_space": "maps of hyperparameters; test_hyperparameter_space",
+        "minibatches": "a sampler; the suite draws with it",
+        "mix_weights": "a function of weights; test_darts",
+        "stn": "its losses get a hyperparameter for each example; test_stn",
+        "trajectory_matching": "an objective; test_trajectory_matching",
+    },
     "divergences": {},
     "losses": {},
     "objectives": {
@@ -43,6 +61,7 @@ NOT_MEMBERS = {
         "soft_sort": "of one vector; test_soft_sort",
         "soft_top_k": "of one vector; test_soft_sort",
     },
+    "solvers": {},
 }
 
 

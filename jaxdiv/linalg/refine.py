@@ -10,6 +10,8 @@ away from the true one in finite precision, so only the latter decides:
     MAX_STEPS   the steps of all passes have reached the budget
     NONFINITE   b or A x is not finite
 
+A second inner solver may stand by: the run goes on with it where it would have STALLED with the first.
+
 References:
     Higham (2002), Accuracy and stability of numerical algorithms, chapter 12.
     van der Vorst and Ye (2000), Residual replacement strategies for Krylov subspace methods.
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiv.core.status import RUNNING, Status
+from jaxdiv.core.status import RUNNING, Status, raise_if_failed
 from jaxdiv.core.types import Numeric
 from jaxdiv.linalg import vectors
 from jaxdiv.linalg.vectors import Inner, Matvec, Vector
@@ -41,6 +43,22 @@ class SolveInfo(NamedTuple):
     steps: Int[Array, ""]
     residual: Float[Array, ""]
 
+    def raise_if_failed(self) -> "SolveInfo":
+        """Returns itself if every lane converged.
+
+        Raises:
+            RuntimeError: If a lane did not; the message names lanes, statuses and what to change.
+            ValueError: If the status is traced.
+        """
+        try:
+            raise_if_failed(self.status, steps=self.steps, error=self.residual)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{error} A singular or ill-conditioned system needs a ridge: linalg.suggested_ridge "
+                "returns one that suffices for a symmetric operator."
+            ) from None
+        return self
+
 
 class _State(NamedTuple):
     x: Vector
@@ -48,6 +66,7 @@ class _State(NamedTuple):
     norm: Float[Array, ""]
     steps: Int[Array, ""]
     status: Int[Array, ""]
+    first: Bool[Array, ""]  # whether there is a fallback, and its turn has not come
 
 
 def refine(
@@ -60,6 +79,7 @@ def refine(
     atol: Numeric,
     max_steps: int | Int[Array, ""],
     progress: float,
+    fallback: Inner | None = None,
 ) -> tuple[Vector, SolveInfo]:
     """Returns the solution of ``A x = b`` by `inner`, and how it ended.
 
@@ -72,6 +92,7 @@ def refine(
         atol: Absolute tolerance.
         max_steps: Budget of steps.
         progress: A pass that leaves more than this fraction of the residual is the last.
+        fallback: Takes the place of `inner` after such a pass.
 
     Note:
         b is scaled by its largest entry, so that squares neither overflow nor vanish in float32. A
@@ -103,15 +124,26 @@ def refine(
         tol = jnp.maximum(0.9 * target / s.norm, eps)
         # Under vmap a finished lane still enters here: with no budget it holds nobody up.
         left = jnp.where(running(s), budget - s.steps, 0)
-        d, steps = inner(matvec, optax.tree.scale(1 / s.norm, s.r), tol, left)
+        r = optax.tree.scale(1 / s.norm, s.r)
+        if fallback is None:
+            d, steps = inner(matvec, r, tol, left)
+        else:
+            # Under vmap both branches run, each for its own lanes.
+            d, steps = jax.lax.cond(
+                s.first,
+                lambda r: inner(matvec, r, tol, jnp.where(s.first, left, 0)),
+                lambda r: fallback(matvec, r, tol, jnp.where(s.first, 0, left)),
+                r,
+            )
         d = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, 0), d)
         x = optax.tree.add_scale(s.x, s.norm, d)
         r = optax.tree.sub(b, matvec(x))
         norm = optax.tree.norm(r)
         better = norm < s.norm
         x, r, best = optax.tree.where(better, (x, r, norm), (s.x, s.r, s.norm))
-        status = verdict(best, s.steps + steps, jnp.isfinite(norm), norm > progress * s.norm)
-        return _State(x, r, best, s.steps + steps, status)
+        idle = norm > progress * s.norm
+        status = verdict(best, s.steps + steps, jnp.isfinite(norm), idle & ~s.first)
+        return _State(x, r, best, s.steps + steps, status, s.first & ~idle)
 
     x, r, norm = optax.tree.zeros_like(b), b, norm_b
     if init is not None:
@@ -120,7 +152,8 @@ def refine(
         norm_guess = optax.tree.norm(r_guess)
         x, r, norm = optax.tree.where(norm_guess < norm_b, (guess, r_guess, norm_guess), (x, r, norm))
     zero = jnp.zeros((), jnp.int32)
-    start = _State(x, r, norm, zero, verdict(norm, zero, jnp.isfinite(norm), False))
+    status = verdict(norm, zero, jnp.isfinite(norm), False)
+    start = _State(x, r, norm, zero, status, jnp.full_like(status, fallback is not None, bool))
     end = jax.lax.while_loop(running, improve, start)
 
     failed = end.status == Status.NONFINITE

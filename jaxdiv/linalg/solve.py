@@ -28,17 +28,23 @@ from jaxdiv.linalg.cg import cg
 from jaxdiv.linalg.dense import cholesky, lu, materialize
 from jaxdiv.linalg.gmres import gmres
 from jaxdiv.linalg.minres import minres
+from jaxdiv.linalg.neumann import neumann
+from jaxdiv.linalg.normal_cg import normal_cg
 from jaxdiv.linalg.refine import SolveInfo, refine
-from jaxdiv.linalg.vectors import Inner, Matvec, Vector
+from jaxdiv.linalg.vectors import Matvec, Vector
 
 _KRYLOV: dict[str, Callable[..., tuple[Vector, Int[Array, ""]]]] = {
     "cg": cg,
     "minres": minres,
     "gmres": gmres,
     "bicgstab": bicgstab,
+    "normal_cg": normal_cg,
 }
 _DENSE = {"lu": lu, "cholesky": cholesky}
 _SYMMETRIC = ("cg", "minres", "cholesky")
+_TERMS = 10  # of the Neumann series, where max_steps does not say
+# Of the norm of A, for "auto". A lesser one is left to refinement, each pass of which then gains as much.
+_ASYMMETRY = 1e-3
 # The fraction of the residual below which another pass is worth its steps; cycles of GMRES are slow.
 _PROGRESS = {"gmres": 0.999}
 
@@ -56,6 +62,7 @@ def solve(
     ridge: Numeric = 0.0,
     preconditioner: Callable[[PyTree], PyTree] | None = None,
     restart: int = 30,
+    step_size: Numeric = 1.0,
 ) -> tuple[PyTree, SolveInfo]:
     """Solves ``matvec(x) + ridge * x = b``.
 
@@ -64,25 +71,32 @@ def solve(
             `symmetric`, transposable by `jax.linear_transpose`.
         b: Right-hand side, a pytree of floating arrays.
         method: ``"cg"`` (symmetric positive definite), ``"minres"`` (symmetric, also indefinite or
-            singular), ``"gmres"`` and ``"bicgstab"`` (general), ``"cholesky"`` and ``"lu"`` (dense;
-            n products and n² numbers).
+            singular), ``"gmres"`` and ``"bicgstab"`` (general), ``"normal_cg"`` (general, also
+            singular; squares the condition number), ``"auto"`` (general, also singular: ``"minres"``
+            until the map is seen not to be symmetric, then ``"normal_cg"``), ``"cholesky"`` and
+            ``"lu"`` (dense; n products and n² numbers), ``"neumann"`` (a truncated series: all
+            `max_steps` terms and no more, whatever the tolerance).
         symmetric: Whether the map is symmetric, so that the transposed system is the system itself.
             Default: what `method` implies.
         init: First guess like `b`; used where it is better than zero. Not differentiated, and not
-            used for transposed systems.
+            used for transposed systems. ``"neumann"`` always starts there.
         rtol: The solve converges when ``norm(b - A x) <= max(rtol * norm(b), atol)``.
         atol: See `rtol`.
-        max_steps: Most steps; default 10 n. A step is one product with A, two for ``"bicgstab"``,
-            one refinement for the dense methods.
+        max_steps: Most steps; default 10 n, and 10 for ``"neumann"``. A step is one product with A,
+            two for ``"bicgstab"``, one more with its transpose for ``"normal_cg"``, one refinement
+            for the dense methods; for ``"auto"`` those of both its methods count.
         ridge: Added to the diagonal, at least 0.
         preconditioner: A linear map close to the inverse of A, symmetric positive definite for
             ``"cg"`` and ``"minres"``. The dense methods take none.
         restart: Length of a cycle of ``"gmres"``, which keeps ``restart + 1`` vectors.
+        step_size: The step a of ``"neumann"``, which needs ``norm(I - a A) < 1``.
 
     Returns:
         x, with the structure and dtypes of `b`, and a `SolveInfo` (status, steps, residual) for each
         lane under ``vmap``. A singular system or a breakdown ends STALLED with the best iterate (for
-        ``"minres"`` the least-squares solution); a lane that ends NONFINITE holds NaN.
+        ``"minres"`` and ``"normal_cg"`` the least-squares solution); a truncated series ends MAX_STEPS
+        unless it meets the tolerance; a lane that ends NONFINITE holds NaN. `suggested_ridge`
+        returns a ridge with which a singular symmetric system converges.
 
     Raises:
         ValueError: If `method` is unknown or contradicts `symmetric`, if `matvec`, `init` or
@@ -104,7 +118,7 @@ def solve(
         >>> x.round(4), int(info.status), int(info.steps)
         (Array([1., 1.], dtype=float32), 0, 2)
     """
-    checks.one_of("method", method, (*_KRYLOV, *_DENSE))
+    checks.one_of("method", method, (*_KRYLOV, "auto", *_DENSE, "neumann"))
     if symmetric is None:
         symmetric = method in _SYMMETRIC
     if method in _SYMMETRIC and not symmetric:
@@ -116,12 +130,13 @@ def solve(
     for name, option in (("rtol", rtol), ("atol", atol), ("ridge", ridge)):
         checks.in_range(name, option, 0.0)
     checks.in_range("restart", restart, 1)
+    checks.in_range("step_size", step_size, 0.0, open_low=True)
 
     wide = vectors.widened("b", b)
     space = vectors.uniform(wide)
     size = optax.tree.size(wide)
     if max_steps is None:
-        max_steps = 10 * size
+        max_steps = _TERMS if method == "neumann" else 10 * size
     checks.in_range("max_steps", max_steps, 0)
     if init is not None:
         vectors.same_space("init", init, "b", b)
@@ -135,43 +150,50 @@ def solve(
 
     if method in _DENSE:
         matrix = jax.lax.stop_gradient(materialize(shifted, space))
-        inner, transposed = _DENSE[method](matrix)
+        sides: tuple[Any, Any] = _DENSE[method](matrix)
     else:
-        inner, transposed = _krylov(method, preconditioner, wide, symmetric, min(restart, size))
+        sides = _preconditioners(preconditioner, wide, symmetric)
 
-    def attempt(inner: Inner, init: Vector | None, matvec: Matvec, rhs: Vector) -> Any:
+    def attempt(side: Any, init: Vector | None, matvec: Matvec, rhs: Vector) -> Any:
+        """Solves the system or its transpose; `side` is its factorization or preconditioner."""
+        if method == "neumann":
+            return neumann(
+                matvec, rhs, init, preconditioner=side, step_size=step_size, terms=max_steps, rtol=rtol, atol=atol
+            )  # fmt: skip
+        inner, fallback = side, None
+        if method in _KRYLOV:
+            options = {"restart": min(restart, size)} if method == "gmres" else {}
+            inner = partial(_KRYLOV[method], preconditioner=side, **options)
+        elif method == "auto":
+            inner, fallback = partial(_trial, side, size), partial(normal_cg, preconditioner=side)
         return refine(
             inner, matvec, rhs, init, rtol=rtol, atol=atol, max_steps=max_steps,
-            progress=_PROGRESS.get(method, 0.5),
+            progress=_PROGRESS.get(method, 0.5), fallback=fallback,
         )  # fmt: skip
 
     x, info = jax.lax.custom_linear_solve(
         shifted,
         vectors.coupled(space),
-        solve=partial(attempt, inner, init),
-        transpose_solve=partial(attempt, transposed, None),
+        solve=partial(attempt, sides[0], init),
+        transpose_solve=partial(attempt, sides[1], None),
         symmetric=symmetric,
         has_aux=True,
     )
     return vectors.cast_like(x, jax.tree.map(jnp.asarray, b)), info
 
 
-def _krylov(
-    method: str, preconditioner: Matvec | None, like: Vector, symmetric: bool, restart: int
-) -> tuple[Inner, Inner]:
-    """Returns the attempts at a system and at its transpose."""
-    options = {"restart": restart} if method == "gmres" else {}
-    forward: Matvec = lambda v: v  # noqa: E731
-    backward = forward
-    if preconditioner is not None:
-        forward = vectors.operator("preconditioner", preconditioner, "b", like)
-        backward = forward
-        if not symmetric:
-            uniform = vectors.uniform(like)
-            transpose = jax.linear_transpose(forward, uniform)
-            backward = lambda v: transpose(v)[0]  # noqa: E731
-    solver = _KRYLOV[method]
-    return (
-        partial(solver, preconditioner=forward, **options),
-        partial(solver, preconditioner=backward, **options),
-    )
+def _trial(side: Matvec, size: int, matvec: Matvec, r: Vector, tol: Any, max_steps: Any) -> Any:
+    """Runs MINRES on an operator that may not be symmetric, for as long as it would take on one that is."""
+    most = jnp.minimum(max_steps, 3 * size)
+    return minres(matvec, r, tol, most, preconditioner=side, asymmetry=_ASYMMETRY)
+
+
+def _preconditioners(preconditioner: Matvec | None, like: Vector, symmetric: bool) -> tuple[Matvec, Matvec]:
+    """Returns the preconditioners of a system and of its transpose."""
+    if preconditioner is None:
+        return (lambda v: v), (lambda v: v)
+    forward = vectors.operator("preconditioner", preconditioner, "b", like)
+    if symmetric:
+        return forward, forward
+    transpose = jax.linear_transpose(forward, vectors.uniform(like))
+    return forward, lambda v: transpose(v)[0]

@@ -4,4 +4,7 @@ from .auxiliary_head import AuxiliaryHead as AuxiliaryHead
 from .corrupted_autoencoder import CorruptedAutoencoder as CorruptedAutoencoder
 from .functional import Functional as Functional
 from .functional import functional as functional
+from .hyper_conv import HyperConv as HyperConv
+from .hyper_dense import HyperDense as HyperDense
 from .mlp import MLP as MLP
+from .sharp_sep_conv import SharpSepConv as SharpSepConv

@@ -6,6 +6,7 @@ from jaxdiv.objectives.cs_ib import cs_ib as cs_ib
 from jaxdiv.objectives.depict import depict as depict
 from jaxdiv.objectives.depict import layer_reconstruction as layer_reconstruction
 from jaxdiv.objectives.forward import forward as forward
+from jaxdiv.objectives.learned_fusion import learned_fusion as learned_fusion
 from jaxdiv.objectives.loss import batch_loss as batch_loss
 from jaxdiv.objectives.loss import feature_regularizer as feature_regularizer
 from jaxdiv.objectives.loss import loss as loss
@@ -25,3 +26,5 @@ from jaxdiv.objectives.reduction import mean as mean
 from jaxdiv.objectives.reweight import reweight as reweight
 from jaxdiv.objectives.smooth_labels import smooth_labels as smooth_labels
 from jaxdiv.objectives.teacher import teacher as teacher
+from jaxdiv.objectives.tgeo_kd import tgeo_kd as tgeo_kd
+from jaxdiv.objectives.voting_self_distillation import voting_self_distillation as voting_self_distillation

@@ -217,3 +217,110 @@ class Contract(chex.TestCase):
         bad = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), case.data)
         _, info = run(case.outer, case.inner, jax.random.key(0), bad, 2)
         assert info.status == Status.NONFINITE
+
+
+class Solved(NamedTuple):
+    """A bilevel problem whose solution is known.
+
+    Attributes:
+        problem: The problem; its losses take no data.
+        outer: A first x.
+        inner: A first y.
+        solution: The pair (x, y) that solves it.
+        multipliers: Those of the inner constraint there [l].
+        equality: Whether the constraint is an equation.
+    """
+
+    problem: bilevel.Problem
+    outer: PyTree
+    inner: PyTree
+    solution: tuple[PyTree, PyTree]
+    multipliers: jax.Array
+    equality: bool = False
+
+
+def degenerate(dtype: Any = np.float64) -> Solved:
+    """An inner loss with a line of minimizers, among which the outer loss chooses.
+
+        G = ½ (y₁ − x)²,    F = ½ (y₁ − 1)² + ½ (y₂ − x)²
+
+    The chosen one is y = (x, x), and ∇Φ = x − 1. H = diag(1, 0) is singular and ∂G/∂y never moves y₂.
+
+    Args:
+        dtype: Of the variables.
+
+    Returns:
+        The problem, from x = −1 and y = (0, 3).
+    """
+    x, y = jnp.asarray(-1.0, dtype), jnp.asarray([0.0, 3.0], dtype)
+    return Solved(
+        bilevel.problem(
+            lambda x, y, batch: 0.5 * (y[0] - x) ** 2,
+            lambda x, y, batch: 0.5 * (y[0] - 1) ** 2 + 0.5 * (y[1] - x) ** 2,
+        ),
+        x, y, (jnp.ones_like(x), jnp.ones_like(y)), jnp.zeros(0, dtype),
+    )  # fmt: skip
+
+
+def coupled(dtype: Any = np.float64) -> Solved:
+    """One inner constraint that couples two numbers.
+
+        F = ½ (x − 2)² + ½ (y − 1.5)²,    G = ½ (y − 2x)²,    x + y ≤ 2
+
+    For x ≥ 2/3 the constraint holds y at 2 − x, so that the solution is (1.25, 0.75) and λ = 2x − y = 1.75. Who
+    answers with y = 2x and projects after small steps ends near (2/3, 4/3).
+
+    Args:
+        dtype: Of the variables.
+
+    Returns:
+        The problem with its projection onto the half-space, from x = y = 0.
+    """
+
+    def project(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        excess = jnp.maximum(x + y - 2, 0) / 2
+        return x - excess, y - excess
+
+    zero = jnp.zeros((), dtype)
+    return Solved(
+        bilevel.problem(
+            lambda x, y, batch: 0.5 * (y - 2 * x) ** 2,
+            lambda x, y, batch: 0.5 * (x - 2) ** 2 + 0.5 * (y - 1.5) ** 2,
+            constraint=lambda x, y: (x + y - 2)[None],
+            project=project,
+        ),
+        zero, zero, (zero + 1.25, zero + 0.75), jnp.asarray([1.75], dtype),
+    )  # fmt: skip
+
+
+def coupled_equation(n: int = 20, dtype: Any = np.float64) -> Solved:
+    """One equation that couples all numbers, over an inner loss that is linear in half of them.
+
+        F = ½ ‖x − y₂‖² + ½ ‖y₁ − 1‖²,    G = ½ ‖y₁‖² − xᵀ y₁ + 1ᵀ y₂,    1ᵀ (x + y₁ + y₂) = 0
+
+    Stationarity in y₂ gives λ = −1 and in y₁ then y₁ = x + 1; the equation leaves x = −0.3, y₁ = 0.7, y₂ = −0.4.
+    Without it G has no minimum.
+
+    Args:
+        n: Entries of each of the three vectors.
+        dtype: Of the variables.
+
+    Returns:
+        The problem with its projection onto the hyperplane, from x = −20 and y = 10.
+    """
+
+    def project(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean = (jnp.sum(x) + jnp.sum(y)) / (3 * n)
+        return x - mean, y - mean
+
+    ones = jnp.ones(n, dtype)
+    return Solved(
+        bilevel.problem(
+            lambda x, y, batch: 0.5 * jnp.sum(y[0] ** 2) - x @ y[0] + jnp.sum(y[1]),
+            lambda x, y, batch: 0.5 * jnp.sum((x - y[1]) ** 2) + 0.5 * jnp.sum((y[0] - 1) ** 2),
+            constraint=lambda x, y: (jnp.sum(x) + jnp.sum(y))[None],
+            project=project,
+        ),
+        -20 * ones, 10 * jnp.stack([ones, ones]),
+        (-0.3 * ones, jnp.stack([0.7 * ones, -0.4 * ones])), jnp.asarray([-1.0], dtype), True,
+    )  # fmt: skip

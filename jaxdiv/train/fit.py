@@ -56,7 +56,7 @@ class NonFiniteError(FloatingPointError):
 def fit(
     step: Callable[[State, Any], tuple[State, dict[str, Any]]],
     state: State,
-    data: Mapping[str, PyTree],
+    data: PyTree,
     *,
     steps: int,
     chunk: int = 100,
@@ -75,14 +75,16 @@ def fit(
     and exits with status 143.
 
     Args:
-        step: ``(state, batch) -> (state, metrics)``, from `make_step` or alike. Runs of one and the same
-            function share their compilation.
+        step: ``(state, batch) -> (state, metrics)``, from `make_step` or alike; metrics are a mapping or a named
+            tuple with a ``value``. Runs of one and the same function share their compilation.
         state: First state; it is copied, and the copies are donated.
         data: The data set, a mapping of arrays [N, ...] as a batch has them; ``"shared"`` is passed whole.
-            Batches get ``"index"`` unless the data bring their own.
+            Batches get ``"index"`` unless the data bring their own. Anything else, such as `bilevel.Data`, whose
+            steps draw their own batches, is handed to each step whole.
         steps: Number of steps in all, those of an earlier, interrupted run included.
         chunk: Steps a chunk.
-        sampler: Chooses the batches; by default `sampling.shuffle` of up to 128 examples.
+        sampler: Chooses the batches; by default `sampling.shuffle` of up to 128 examples. None for data that are
+            handed over whole.
         evaluate: ``(state) -> {name: number}``, called after each chunk.
         on_visit: ``(state, row)``, called after each chunk with its row of the history. The next chunk
             takes the state's memory: copy what is to be kept.
@@ -96,7 +98,7 @@ def fit(
 
     Raises:
         ValueError: If the data are empty or ragged, weights are negative, infinite or all zero, the
-            sampler draws what is not there, or the checkpoint in `out` is damaged.
+            sampler draws what is not there or has nothing to draw from, or the checkpoint in `out` is damaged.
         NonFiniteError: At the first value that is not finite, naming step and term. The last finite
             checkpoint is kept.
         OSError: If `out` cannot be written; checkpoints saved earlier stay.
@@ -113,13 +115,18 @@ def fit(
         >>> round(float(result.state), 3)
         2.0
     """
-    n = _check(data)
+    whole = not isinstance(data, Mapping)
+    if whole and sampler is not None:
+        raise ValueError(
+            f"sampler must be None for data handed over whole; got one for {type(data).__name__}; give a mapping."
+        )
+    n = 1 if whole else _check(data)
     if steps < 1 or chunk < 1:
         raise ValueError(f"steps and chunk must be at least 1; got steps={steps}, chunk={chunk}.")
     sampler = shuffle(min(n, 128)) if sampler is None else sampler
     sampler_state = sampler.init(n, jax.random.key(0) if key is None else key)
     state = strong(jax.tree.map(jnp.copy, state))
-    data = jax.tree.map(jnp.asarray, dict(data))
+    data = jax.tree.map(jnp.asarray, data if whole else dict(data))
     log = None if out is None else RunFolder(out, resume)
     done = 0
     history: list[Row] = []
@@ -171,14 +178,21 @@ def fit(
 
 @functools.partial(jax.jit, static_argnames="step", donate_argnames="state")
 def _run_chunk(step: Any, state: State, data: Any, indices: Any) -> tuple[State, dict[str, Any], jax.Array]:
+    def told(metrics: Any) -> dict[str, Any]:
+        return metrics if isinstance(metrics, dict) else dict(metrics._asdict())
+
     def body(state: State, index: jax.Array) -> tuple[State, dict[str, Any]]:
+        if not isinstance(data, dict):
+            state, metrics = step(state, data)
+            return state, told(metrics)
         batch = {
             name: jax.tree.map(lambda x: x[index], leaf) for name, leaf in data.items() if name != "shared"
         }
         batch.setdefault("index", index)
         if "shared" in data:
             batch["shared"] = data["shared"]
-        return step(state, batch)
+        state, metrics = step(state, batch)
+        return state, told(metrics)
 
     state, metrics = jax.lax.scan(body, state, indices)
     inexact = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]

@@ -29,6 +29,13 @@ class ImplicitContract(contract.Contract):
     steps, reached = 1000, 2e-11
 
 
+class NystromContract(contract.Contract):
+    """The whole Hessian sketched; the ridge leaves a bias."""
+
+    make = two_loops(bilevel.nystrom(rank=8, ridge=1e-2))
+    steps, reached = 1000, 5e-2
+
+
 class UnrolledContract(contract.Contract):
     """The loop's end is not the solution: a bias remains, less with more steps."""
 
@@ -107,6 +114,16 @@ class TestLimits:
             for direction, info in found:
                 chex.assert_trees_all_close(direction, expected, rtol=1e-9)
                 assert info.status == 0
+
+    def test_a_whole_sketch_is_the_hessian_with_a_ridge(self):
+        with jax.enable_x64(True):
+            ridge = 1e-3
+            estimators = [
+                bilevel.nystrom(rank=8, ridge=ridge),
+                bilevel.implicit_gradient(rtol=1e-12, ridge=ridge),
+            ]
+            _, found = hypergradients(estimators, 400)
+            chex.assert_trees_all_close(found[0][0], found[1][0], rtol=1e-9)
 
     def test_truncation_is_a_neumann_series(self):
         """K differentiated steps at the solution: v = a sum_{k < K} (I - a H)^k dF/dy."""

@@ -13,8 +13,8 @@ from jaxdiv.core.status import Status
 from jaxdiv.linalg import solve
 
 N = 8
-METHODS = ("cg", "minres", "gmres", "bicgstab", "lu", "cholesky")
-KRYLOV = METHODS[:4]
+METHODS = ("cg", "minres", "gmres", "bicgstab", "normal_cg", "auto", "lu", "cholesky")
+KRYLOV = METHODS[:5]
 DEFINITE = ("cg", "cholesky")
 
 
@@ -293,7 +293,11 @@ class SolveBordersTest(chex.TestCase):
             run(jnp.asarray(_matrix("cg", seed)), jnp.asarray(_rhs(seed)), ridge, rtol)
 
     @parameterized.named_parameters(
-        ("method", {"method": "qr"}, "'cg', 'minres', 'gmres', 'bicgstab', 'lu', 'cholesky'"),
+        (
+            "method",
+            {"method": "qr"},
+            "'cg', 'minres', 'gmres', 'bicgstab', 'normal_cg', 'auto', 'lu', 'cholesky', 'neumann'",
+        ),
         ("cholesky", {"method": "cholesky", "symmetric": False}, "symmetric must be True"),
         ("cg", {"symmetric": False}, "use 'gmres'"),
         ("dense", {"method": "lu", "preconditioner": lambda v: v}, "preconditioner must be None"),

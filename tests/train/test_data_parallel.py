@@ -16,7 +16,8 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdiv import losses, objectives, oracles, sampling, train
+from jaxdiv import bilevel, losses, objectives, oracles, sampling, train
+from jaxdiv.testing import bilevel as quadratics
 
 DEVICES = 8
 
@@ -125,11 +126,40 @@ def check_sam(name):
     check_step(name, oracle, optax.sgd(0.1, momentum=0.9), jnp.float64, 3, 1e-10)
 
 
+def check_bilevel(name):
+    """Single-loop and implicit bilevel steps on sharded data of both losses."""
+    case = quadratics.quadratic(noise=0.1)
+    for build in (
+        lambda: bilevel.soba(case.problem, optax.sgd(0.1), optax.adam(0.05)),
+        lambda: bilevel.make_step(
+            case.problem, bilevel.implicit_gradient(rtol=1e-13), optax.sgd(0.1), optax.sgd(0.1), inner_steps=2
+        ),
+    ):
+        init, step = build()
+        start = init(case.outer, case.inner, case.data, jax.random.key(0))
+        states = []
+        for state, data in ((start, jax.tree.map(jnp.asarray, case.data)), placed(start, case.data)):
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+            compiled = jax.jit(step, out_shardings=(shardings, None)).lower(state, data).compile()
+            for _ in range(2):
+                state, info = jax.block_until_ready(compiled(state, data))
+            assert info.status == 0
+            states.append(state)
+        assert "all-reduce" in compiled.as_text(), f"{name}: the step was not partitioned"
+        compare(name, *states, 1e-10)
+
+
 def check_float32(name):
     check_step(name, oracles.plain(), optax.sgd(0.1), jnp.float32, 1, 1e-5)
 
 
-CASES = {"mixup": check_mixup, "sam": check_sam, "float32": check_float32, "fit": check_fit}
+CASES = {
+    "mixup": check_mixup,
+    "sam": check_sam,
+    "float32": check_float32,
+    "fit": check_fit,
+    "bilevel": check_bilevel,
+}
 
 
 def main():

@@ -10,3 +10,5 @@ from .dkd import dkd as dkd
 from .kd import kd as kd
 from .sinkhorn_kd import sinkhorn_kd as sinkhorn_kd
 from .standardize_logits import standardize_logits as standardize_logits
+from .trilateral_features import class_mean_predictions as class_mean_predictions
+from .trilateral_features import trilateral_features as trilateral_features
