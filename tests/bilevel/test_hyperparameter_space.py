@@ -23,9 +23,8 @@ SPACE = bilevel.hparam_space(
 X = np.linspace(-5, 5, 21)
 ROWS = np.float32(np.stack([X] * 7, -1))
 
-pytestmark = pytest.mark.paper(144)
 
-
+@pytest.mark.paper(144)
 class SpaceTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     def test_constrain_is_the_papers(self):
@@ -50,6 +49,7 @@ class SpaceTest(chex.TestCase):
         chex.assert_trees_all_close(continuous, ROWS[:, :4], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.paper(144)
 def test_discrete_values_come_back_exactly():
     for name, values in (("holes", [0, 1, 2, 3]), ("depth", [1, 2, 7, 30]), ("debt", [-1, -2, -9, -30])):
         others = {"dropout": 0.5, "decay": 2.0, "shift": 0.0, "free": 0.0, "holes": 1, "depth": 3, "debt": -3}
@@ -58,6 +58,7 @@ def test_discrete_values_come_back_exactly():
         chex.assert_trees_all_equal(SPACE.constrain(vector)[name], jnp.asarray(values, jnp.float32))
 
 
+@pytest.mark.paper(144)
 def test_inverse_in_double_precision():
     with jax.enable_x64(True):
         rows = jnp.asarray(np.stack([np.linspace(-12, 12, 9)] * 7, -1))
@@ -65,6 +66,7 @@ def test_inverse_in_double_precision():
         chex.assert_trees_all_close(back, rows[:, :4], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.paper(144)
 def test_small_values_keep_their_relative_precision():
     space = bilevel.hparam_space({"decay": Range(0.0)})
     decay = jnp.array([1e-9, 1e-5, 1.0, 1e5])
@@ -73,6 +75,7 @@ def test_small_values_keep_their_relative_precision():
     )
 
 
+@pytest.mark.paper(144)
 def test_derivatives_and_traced_bounds():
     assert jax.grad(lambda x: SPACE.constrain(x)["holes"])(jnp.zeros(7)).tolist() == [0.0] * 7
 
@@ -83,6 +86,7 @@ def test_derivatives_and_traced_bounds():
     assert jax.vmap(value)(jnp.array([0.5, 1.0])).tolist() == [0.25, 0.5]
 
 
+@pytest.mark.paper(144)
 def test_bad_arguments():
     with pytest.raises(ValueError, match="at least one hyperparameter"):
         bilevel.hparam_space({})

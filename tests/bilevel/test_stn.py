@@ -17,8 +17,6 @@ T, TV = RNG.normal(size=(2, N))
 STILL = optax.set_to_zero()
 MOVE = optax.sgd(1.0)
 
-pytestmark = pytest.mark.paper(144)
-
 
 def _ridge(answer=1.0):
     """Ridge with penalty e^λ and the response w = φ0 + λ φ1."""
@@ -47,6 +45,7 @@ def _data():
     return bilevel.Data((jnp.asarray(X), jnp.asarray(T)), (jnp.asarray(XV), jnp.asarray(TV)))
 
 
+@pytest.mark.paper(144)
 def test_gated_best_response_gives_the_exact_hypergradient():
     """The gate is ridge's solution, and the tangent of it turns STN's step into gradient descent on Φ."""
     with jax.enable_x64(True):
@@ -61,6 +60,7 @@ def test_gated_best_response_gives_the_exact_hypergradient():
         chex.assert_trees_all_close(info.metrics["hypergradient"], jnp.abs(hypergradient), rtol=1e-9)
 
 
+@pytest.mark.paper(144)
 def test_response_that_can_be_exact_finds_the_exact_optimum():
     """Quadratic G has an affine y*(x): despite the noise, y = A x + b reaches it, and x the least Φ."""
     with jax.enable_x64(True):
@@ -95,6 +95,7 @@ def test_response_that_can_be_exact_finds_the_exact_optimum():
         assert int(info.metrics["gradients"][-1]) == 3
 
 
+@pytest.mark.paper(144)
 def test_without_a_response_nothing_moves_the_hyperparameters():
     """V = 0 gives a gradient of exactly zero, with the noise, with the scales tuned, and without either."""
     for options in ({"sigma": 0.0, "tune_scales": False}, {"tune_scales": False}, {"tau": 0.0}):
@@ -119,6 +120,7 @@ def _moments_after(**options):
     return init, jax.jit(step), data
 
 
+@pytest.mark.paper(144)
 def test_perturbations_are_normal_and_new_at_every_update():
     sigma = jnp.array([0.5, 2.0])
     init, step, data = _moments_after(sigma=sigma, inner_steps=1)
@@ -134,6 +136,7 @@ def test_perturbations_are_normal_and_new_at_every_update():
     assert np.all(both.inner != first.inner)
 
 
+@pytest.mark.paper(144)
 def test_one_perturbation_for_the_batch():
     init, step, data = _moments_after(per_example=np.array([True, False]))
     mean, square = step(init(jnp.zeros(2), jnp.zeros((2, 2)), data, KEY), data)[0].inner
@@ -142,6 +145,7 @@ def test_one_perturbation_for_the_batch():
     assert abs(float(square[0]) - 0.25) < 0.02
 
 
+@pytest.mark.paper(144)
 def test_entropy_alone_widens_the_scales():
     """ρ ascends τ ∂H/∂ρ = τ sigmoid(ρ) / softplus(ρ), which is τ where the scale has underflowed."""
     problem = bilevel.problem(_moments, lambda rows, phi, batch: 0.0 * jnp.sum(rows))
@@ -155,6 +159,7 @@ def test_entropy_alone_widens_the_scales():
     chex.assert_trees_all_close(jax.nn.softplus(state.extra.rho), jnp.full(3, 0.5), rtol=1e-6)
 
 
+@pytest.mark.paper(144)
 def test_discrete_hyperparameter_is_tuned():
     """The training loss sees floor(λ), whose derivative is 0; the response smooths it."""
 
@@ -173,6 +178,7 @@ def test_discrete_hyperparameter_is_tuned():
     assert int(jnp.floor(state.outer)) == 3
 
 
+@pytest.mark.paper(144)
 def test_warmup_trains_the_weights_alone():
     init, step = bilevel.stn(_ridge(), optax.sgd(0.01), optax.adam(0.1), warmup=2)
     step = jax.jit(chex.assert_max_traces(step, n=1))
@@ -187,6 +193,7 @@ def test_warmup_trains_the_weights_alone():
     assert moved.extra.rho != first.extra.rho
 
 
+@pytest.mark.paper(144)
 def test_numeric_options_may_be_mapped():
     def moved(sigma, tau):
         init, step = bilevel.stn(_ridge(), optax.sgd(0.01), MOVE, sigma=sigma, tau=tau)
@@ -200,6 +207,7 @@ def test_numeric_options_may_be_mapped():
     assert many[0] != many[1]
 
 
+@pytest.mark.paper(144)
 def test_minibatches_and_pytrees():
     def loss(lam, phi, batch):
         x, t = batch["inputs"], batch["targets"]
@@ -216,6 +224,7 @@ def test_minibatches_and_pytrees():
     assert int(info.metrics["gradients"]) == 4
 
 
+@pytest.mark.paper(144)
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"sigma must lie in \(0, inf\)"):
         bilevel.stn(_ridge(), MOVE, MOVE, sigma=0.0)

@@ -112,7 +112,9 @@ class TestNumerics:
         """G Gᵀ of equal gradients is singular; the floor of the damping keeps the factorization alive."""
         rows = np.tile(GRADS[:1], (64, 1)).astype(np.float32) * np.float32(scale)
         window = pushed(rows, 64)
-        chex.assert_tree_all_finite((window.inverse_newest(1e-12), window.inverse(X.astype(np.float32), 1e-12)))
+        chex.assert_tree_all_finite(
+            (window.inverse_newest(1e-12), window.inverse(X.astype(np.float32), 1e-12))
+        )
         chex.assert_tree_all_finite(linalg.mfac(rows, 1e-12).diagonal())
 
     def test_half_precision_is_raised(self):

@@ -63,11 +63,15 @@ class TestLearned:
         # d/dlog a of a φ(v/b) is w itself; d/dlog b is −v dw/dv.
         by_width = -v * (0.5 / 0.25) / (1 + (v / 0.25) ** 2)
         np.testing.assert_allclose(slopes["log_scale"]["kernel"], np.sum(3 * weights**2 * weights), rtol=1e-4)
-        np.testing.assert_allclose(slopes["log_width"]["kernel"], np.sum(3 * weights**2 * by_width), rtol=1e-4)
+        np.testing.assert_allclose(
+            slopes["log_width"]["kernel"], np.sum(3 * weights**2 * by_width), rtol=1e-4
+        )
 
     def test_one_pair_per_leaf(self):
         trained = nn.compander(learn=True).init(PARAMS)
-        np.testing.assert_allclose([trained["log_scale"]["bias"], trained["log_scale"]["kernel"]], np.log([0.5] * 2))
+        np.testing.assert_allclose(
+            [trained["log_scale"]["bias"], trained["log_scale"]["kernel"]], np.log([0.5] * 2)
+        )
 
 
 @pytest.mark.paper(128)
@@ -87,7 +91,9 @@ def test_module_outputs_are_unchanged_at_the_start():
     maps = nn.compander(scale=1.0, width=0.5, learn=True)
     inputs = RNG.normal(size=(2, 4)).astype(np.float32)
     companded = model.apply(maps.apply(maps.init(model.params)), (), inputs, None)[0]
-    np.testing.assert_allclose(companded, model.apply(model.params, (), inputs, None)[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        companded, model.apply(model.params, (), inputs, None)[0], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_dtypes_options_and_where():

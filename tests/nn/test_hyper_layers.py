@@ -18,8 +18,6 @@ LAM = np.float32(30 * RNG.normal(size=(5, 2)))  # Large, so that V ~ 0.01 matter
 ROWS = np.float32(RNG.normal(size=(5, 4)))
 IMAGES = np.float32(RNG.normal(size=(5, 6, 4, 2)))
 
-pytestmark = pytest.mark.paper(144)
-
 
 def _answers(layer, lam):
     """Kernel and bias of one example."""
@@ -33,6 +31,7 @@ def _answers(layer, lam):
     return kernel, bias
 
 
+@pytest.mark.paper(144)
 class HyperLayersTest(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     def test_dense_is_one_matrix_per_example(self):
@@ -64,17 +63,20 @@ class HyperLayersTest(chex.TestCase):
             chex.assert_shape(layer.squared_norm(LAM[0]), ())
 
 
+@pytest.mark.paper(144)
 def test_hyperparameters_for_all_are_rows_repeated():
     for layer, x in ((DENSE, ROWS), (CONV, IMAGES)):
         repeated = layer(x, jnp.broadcast_to(LAM[0], LAM.shape))
         chex.assert_trees_all_close(layer(x, LAM[0]), repeated, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.paper(144)
 def test_vmap_over_hyperparameters():
     many = jax.vmap(DENSE, (None, 0))(ROWS, LAM)
     chex.assert_trees_all_close(many[2], DENSE(ROWS, LAM[2]), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.paper(144)
 def test_strides_padding_and_no_bias():
     layer = nn.HyperConv(2, 3, (3,), 1, strides=2, padding="VALID", use_bias=False, rngs=nnx.Rngs(0))
     outputs = layer(jnp.zeros((5, 7, 2)), jnp.ones((5, 1)))
@@ -84,6 +86,7 @@ def test_strides_padding_and_no_bias():
     assert len(jax.tree.leaves(nnx.state(dense, nnx.Param))) == 4
 
 
+@pytest.mark.paper(144)
 def test_starts_as_the_authors():
     """Kernels and biases uniform in ±1/√fan_in, V normal with deviation 0.01, s at 1."""
     dense = nn.HyperDense(16, 500, 4, rngs=nnx.Rngs(0))
@@ -103,6 +106,7 @@ def test_starts_as_the_authors():
         assert not np.allclose(layer.elementary.kernel[...], layer.response.kernel[...])
 
 
+@pytest.mark.paper(144)
 def test_without_gates_hyperparameters_have_no_gradient():
     layer = nn.HyperDense(4, 3, 2, rngs=nnx.Rngs(0))
     layer.gates.kernel[...] = jnp.zeros((2, 6))
@@ -111,6 +115,7 @@ def test_without_gates_hyperparameters_have_no_gradient():
     chex.assert_trees_all_equal(gradient, jnp.zeros_like(LAM))
 
 
+@pytest.mark.paper(144)
 def test_goes_through_functional():
     model = nn.functional(_Pair())
 
@@ -122,6 +127,7 @@ def test_goes_through_functional():
     chex.assert_trees_all_equal_shapes_and_dtypes(gradients, model.params)
 
 
+@pytest.mark.paper(144)
 class _Pair(nnx.Module):
     def __init__(self):
         self.layer = nn.HyperDense(4, 3, 2, rngs=nnx.Rngs(0))
@@ -130,10 +136,12 @@ class _Pair(nnx.Module):
         return self.layer(*inputs)
 
 
+@pytest.mark.paper(144)
 def test_half_precision_inputs():
     assert DENSE(jnp.asarray(ROWS, jnp.bfloat16), LAM).dtype == jnp.float32
 
 
+@pytest.mark.paper(144)
 def test_bad_arguments():
     with pytest.raises(ValueError, match="n_hyper must be at least 1; got 0"):
         nn.HyperDense(4, 3, 0, rngs=nnx.Rngs(0))
