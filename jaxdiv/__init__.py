@@ -22,6 +22,7 @@ ROOMS = (
     "adversarial",
     "diagnostics",
     "transforms",
+    "compress",
     "losses",
     "nn",
     "solvers",

@@ -17,6 +17,7 @@ NOT_MEMBERS = {
     "bilevel": {
         "Algorithm": "protocol",
         "BilevelState": "type",
+        "Constants": "type",
         "Estimate": "type",
         "Estimator": "protocol",
         "HparamSpace": "type",
@@ -27,6 +28,7 @@ NOT_MEMBERS = {
         "StnState": "type",
         "full_batch": "a sampler; the suite's default",
         "hparam_space": "maps of hyperparameters; test_hyperparameter_space",
+        "inexact_hypergradient": "an estimate with a bound; test_maid",
         "minibatches": "a sampler; the suite draws with it",
         "mix_weights": "a function of weights; test_darts",
         "stn": "its losses get a hyperparameter for each example; test_stn",

@@ -17,8 +17,11 @@ from jaxdiv.bilevel.hyperparameter_space import HparamSpace as HparamSpace
 from jaxdiv.bilevel.hyperparameter_space import Range as Range
 from jaxdiv.bilevel.hyperparameter_space import hparam_space as hparam_space
 from jaxdiv.bilevel.implicit_gradient import implicit_gradient as implicit_gradient
+from jaxdiv.bilevel.inexact_hypergradient import Constants as Constants
+from jaxdiv.bilevel.inexact_hypergradient import inexact_hypergradient as inexact_hypergradient
 from jaxdiv.bilevel.lv_hba import lv_hba as lv_hba
 from jaxdiv.bilevel.ma_soba import ma_soba as ma_soba
+from jaxdiv.bilevel.maid import maid as maid
 from jaxdiv.bilevel.make_step import Estimate as Estimate
 from jaxdiv.bilevel.make_step import Estimator as Estimator
 from jaxdiv.bilevel.make_step import Loop as Loop

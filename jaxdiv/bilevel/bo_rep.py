@@ -9,8 +9,7 @@ of inner steps, each twice as long as the last, with half its step and ball. A s
 F whose curvature grows with its gradient, as that of recurrent networks does.
 
 References:
-    Hao, Gong, Liu (2024), Bilevel optimization under unbounded smoothness: a new algorithm and convergence analysis,
-    algorithms 1 and 2.
+    Hao, Gong, Liu (2024), Bilevel optimization under unbounded smoothness: a new algorithm and convergence analysis.
 """
 
 from typing import Any, NamedTuple
@@ -87,7 +86,7 @@ def bo_rep(
         The theory averages the inner iterates; here as in the authors' code the last one goes on.
 
     References:
-        Hao, Gong, Liu (2024), algorithms 1 and 2.
+        Hao, Gong, Liu (2024).
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -4,7 +4,7 @@ G(x, ·) is μ-strongly convex, so that ‖∂G/∂y‖ ≤ μ ε implies ‖y �
 
 References:
     Salehi, Mukherjee, Roberts, Ehrhardt (2025), An adaptively inexact first-order method for bilevel optimization with
-    application to hyperparameter learning, section 2.
+    application to hyperparameter learning.
 """
 
 from collections.abc import Callable

@@ -4,6 +4,8 @@ from .calibration import adaptive_ece as adaptive_ece
 from .calibration import classwise_ece as classwise_ece
 from .calibration import ece as ece
 from .clustering_accuracy import clustering_accuracy as clustering_accuracy
+from .gradient_noise import GradientNoise as GradientNoise
+from .gradient_noise import gradient_noise as gradient_noise
 from .group_jsd import GroupJSD as GroupJSD
 from .group_jsd import group_jsd as group_jsd
 from .scores import accuracy as accuracy

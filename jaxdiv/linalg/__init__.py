@@ -13,6 +13,10 @@ from jaxdiv.linalg.lanczos import Eigenpairs as Eigenpairs
 from jaxdiv.linalg.lanczos import Tridiagonal as Tridiagonal
 from jaxdiv.linalg.lanczos import eigsh as eigsh
 from jaxdiv.linalg.lanczos import lanczos as lanczos
+from jaxdiv.linalg.mfac import MFAC as MFAC
+from jaxdiv.linalg.mfac import mfac as mfac
+from jaxdiv.linalg.mfac_window import MFACWindow as MFACWindow
+from jaxdiv.linalg.mfac_window import mfac_window as mfac_window
 from jaxdiv.linalg.nystrom import Nystrom as Nystrom
 from jaxdiv.linalg.nystrom import nystrom as nystrom
 from jaxdiv.linalg.products import empirical_fisher_operator as empirical_fisher_operator

@@ -1,6 +1,8 @@
 """Flax nnx layers and heads, and the bridge from an nnx module to a pure function."""
 
 from .auxiliary_head import AuxiliaryHead as AuxiliaryHead
+from .compander import Compander as Compander
+from .compander import compander as compander
 from .corrupted_autoencoder import CorruptedAutoencoder as CorruptedAutoencoder
 from .functional import Functional as Functional
 from .functional import functional as functional

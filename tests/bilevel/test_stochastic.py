@@ -19,14 +19,14 @@ from jaxdiv.bilevel.storm import rate_at, storm
 from jaxdiv.testing import bilevel as contract
 
 
-def made(name, outer=0.2, *, series=False, inner_decay=0.0, outer_decay=0.0, **options):
+def made(algorithm, outer=0.2, *, series=False, inner_decay=0.0, outer_decay=0.0, **options):
     """Steps 1/L for y and `outer` / L_Φ for x, falling as ``(1 + k / 100) ** -decay``."""
 
     def make(case, sampler):
         given = options | ({"step_size": case.inner_step} if series else {})
         inner_tx = optax.sgd(lambda k: case.inner_step * (1 + k / 100) ** -inner_decay)
         outer_tx = optax.sgd(lambda k: outer * case.outer_step * (1 + k / 100) ** -outer_decay)
-        return getattr(bilevel, name)(case.problem, inner_tx, outer_tx, sampler=sampler, **given)
+        return algorithm(case.problem, inner_tx, outer_tx, sampler=sampler, **given)
 
     return staticmethod(make)
 
@@ -50,12 +50,12 @@ class Counted:
 
 
 class MaSobaContract(Counted, contract.Contract):
-    make = made("ma_soba")
+    make = made(bilevel.ma_soba)
     steps, reached = 4000, 1e-13
 
 
 class FslaContract(Counted, contract.Contract):
-    make = made("fsla")
+    make = made(bilevel.fsla)
     steps, reached = 4000, 1e-13
     gradients, products = 4, 3
 
@@ -73,13 +73,13 @@ class SabaContract(Counted, contract.Contract):
 class SrbaContract(Counted, contract.Contract):
     """Its third step is a recursive one."""
 
-    make = made("srba", period=4)
+    make = made(bilevel.srba, period=4)
     steps, reached = 4000, 1e-13
     gradients, products = 4, 2
 
 
 class AmigoContract(Counted, contract.Contract):
-    make = made("amigo", 0.5)
+    make = made(bilevel.amigo, 0.5)
     steps, reached = 1000, 1.2e-11
     gradients, products = 11, 11
 
@@ -87,7 +87,7 @@ class AmigoContract(Counted, contract.Contract):
 class StocbioContract(Counted, contract.Contract):
     """The bias of a series of ten products."""
 
-    make = made("stocbio", 0.5, series=True)
+    make = made(bilevel.stocbio, 0.5, series=True)
     steps, reached = 1000, 1.2e-2
     gradients, products = 11, 11
 
@@ -106,13 +106,13 @@ class T1T2Contract(Counted, contract.Contract):
 class BsaContract(Counted, contract.Contract):
     """The random length of the product is noise on all data too."""
 
-    make = made("bsa", series=True, inner_steps=5, outer_decay=0.5)
+    make = made(bilevel.bsa, series=True, inner_steps=5, outer_decay=0.5)
     steps, reached = 1000, 4e-2
     gradients, products = 6, (1, 10)
 
 
 class TtsaContract(Counted, contract.Contract):
-    make = made("ttsa", series=True, inner_decay=0.4, outer_decay=0.6)
+    make = made(bilevel.ttsa, series=True, inner_decay=0.4, outer_decay=0.6)
     steps, reached = 3000, 3e-2
     gradients, products = 2, (1, 10)
 
@@ -120,19 +120,19 @@ class TtsaContract(Counted, contract.Contract):
 class MrboContract(Counted, contract.Contract):
     """On all data the recursion is exact; the bias of the series remains."""
 
-    make = made("mrbo", series=True)
+    make = made(bilevel.mrbo, series=True)
     steps, reached = 1000, 1.2e-2
     gradients, products = 4, 22
 
 
 class SustainContract(Counted, contract.Contract):
-    make = made("sustain", series=True, outer_decay=1 / 3)
+    make = made(bilevel.sustain, series=True, outer_decay=1 / 3)
     steps, reached = 1000, 1.2e-2
     gradients, products = 4, (2, 20)
 
 
 class VrboContract(Counted, contract.Contract):
-    make = made("vrbo", 0.5, series=True, period=3, inner_steps=5)
+    make = made(bilevel.vrbo, 0.5, series=True, period=3, inner_steps=5)
     steps, reached = 500, 1.2e-2
     gradients, products = 24, 132
 
