@@ -1,5 +1,8 @@
 """Measurements of trained models: calibration, scores, disparities between groups."""
 
+from jaxdiv.diagnostics.lion_lyapunov import LionLyapunov as LionLyapunov
+from jaxdiv.diagnostics.lion_lyapunov import lion_lyapunov as lion_lyapunov
+
 from .calibration import adaptive_ece as adaptive_ece
 from .calibration import classwise_ece as classwise_ece
 from .calibration import ece as ece

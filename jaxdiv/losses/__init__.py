@@ -2,6 +2,9 @@
 
 from .classification import brier as brier
 from .classification import cross_entropy as cross_entropy
+from .classification import log_stablemax as log_stablemax
+from .classification import stablemax as stablemax
+from .classification import stablemax_cross_entropy as stablemax_cross_entropy
 from .clustering import depict_targets as depict_targets
 from .contrastive import wpc as wpc
 from .distillation import bd_kd_student as bd_kd_student
@@ -18,4 +21,8 @@ from .distillation import standardize_logits as standardize_logits
 from .distillation import trilateral_features as trilateral_features
 from .gradient_penalty import gradient_penalty as gradient_penalty
 from .gradient_penalty import random_interpolates as random_interpolates
+from .gradient_variance_gap import gradient_variance_gap as gradient_variance_gap
+from .segmentation import dice as dice
+from .segmentation import pixel_cross_entropy as pixel_cross_entropy
+from .segmentation import softmax_focal as softmax_focal
 from .squared_error import squared_error as squared_error

@@ -11,6 +11,7 @@ from jaxdiv.objectives.loss import batch_loss as batch_loss
 from jaxdiv.objectives.loss import feature_regularizer as feature_regularizer
 from jaxdiv.objectives.loss import loss as loss
 from jaxdiv.objectives.loss import parameter_regularizer as parameter_regularizer
+from jaxdiv.objectives.mesa import mesa as mesa
 from jaxdiv.objectives.metric import metric as metric
 from jaxdiv.objectives.mixup import mixup as mixup
 from jaxdiv.objectives.ps_kd import ps_kd as ps_kd
@@ -24,7 +25,9 @@ from jaxdiv.objectives.reduction import cvar as cvar
 from jaxdiv.objectives.reduction import kl_dro as kl_dro
 from jaxdiv.objectives.reduction import mean as mean
 from jaxdiv.objectives.reweight import reweight as reweight
+from jaxdiv.objectives.saf import saf as saf
 from jaxdiv.objectives.smooth_labels import smooth_labels as smooth_labels
 from jaxdiv.objectives.teacher import teacher as teacher
 from jaxdiv.objectives.tgeo_kd import tgeo_kd as tgeo_kd
+from jaxdiv.objectives.uncertainty_weighting import uncertainty_weighting as uncertainty_weighting
 from jaxdiv.objectives.voting_self_distillation import voting_self_distillation as voting_self_distillation
