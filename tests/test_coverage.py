@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-FAMILIES = ("bilevel", "divergences", "losses", "objectives", "oracles", "ot", "solvers")
+FAMILIES = ("bilevel", "divergences", "losses", "objectives", "oracles", "ot", "solvers", "transforms")
 NOT_MEMBERS = {
     "bilevel": {
         "Algorithm": "protocol",
@@ -63,7 +63,21 @@ NOT_MEMBERS = {
         "soft_sort": "of one vector; test_soft_sort",
         "soft_top_k": "of one vector; test_soft_sort",
     },
-    "solvers": {},
+    "solvers": {
+        "OptimisticOMD": "a learner; test_optimistic_omd",
+        "Regret": "type",
+        "TreeBlock": "type",
+        "dynamic_regret": "a function of losses; test_dynamic_regret",
+        "tree_blocks": "a function of a graph; test_tree_block",
+        "tree_solve": "a linear solve; test_tree_block",
+    },
+    "transforms": {
+        "Ball": "protocol",
+        "Kappa": "type",
+        "LMO": "type",
+        "add_noise": "optax's own; test_gradient_noise",
+        "cosine_power_schedule": "a schedule; test_cosine_power",
+    },
 }
 
 

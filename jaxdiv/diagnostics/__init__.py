@@ -1,5 +1,6 @@
 """Measurements of trained models: calibration, scores, disparities between groups."""
 
+from jaxdiv.diagnostics.gn_smoothness import gn_smoothness as gn_smoothness
 from jaxdiv.diagnostics.lion_lyapunov import LionLyapunov as LionLyapunov
 from jaxdiv.diagnostics.lion_lyapunov import lion_lyapunov as lion_lyapunov
 

@@ -26,6 +26,8 @@ from jaxdiv.linalg.products import gnvp as gnvp
 from jaxdiv.linalg.products import hessian_operator as hessian_operator
 from jaxdiv.linalg.products import hvp as hvp
 from jaxdiv.linalg.refine import SolveInfo as SolveInfo
+from jaxdiv.linalg.sketch_and_project import SketchInfo as SketchInfo
+from jaxdiv.linalg.sketch_and_project import sketch_and_project as sketch_and_project
 from jaxdiv.linalg.slq import SpectralDensity as SpectralDensity
 from jaxdiv.linalg.slq import spectral_density as spectral_density
 from jaxdiv.linalg.solve import solve as solve

@@ -9,7 +9,7 @@ Single rows, drawn with probability ‖a_i‖² / ‖A‖_F², are the randomize
 
 References:
     Strohmer, Vershynin (2009), A randomized Kaczmarz algorithm with exponential convergence, theorem 2.
-    Gower, Richtárik (2015), Randomized iterative methods for linear systems, eq. (2.4).
+    Gower, Richtárik (2015), Randomized iterative methods for linear systems.
 """
 
 from typing import NamedTuple
