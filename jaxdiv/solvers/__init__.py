@@ -1,4 +1,4 @@
-"""Deterministic solvers: roots, fixed points, least squares, smooth, proximal and primal-dual minimization."""
+"""Deterministic solvers: roots, fixed points, smooth, proximal, primal-dual, constrained and blockwise; learners."""
 
 from jaxdiv.solvers.anderson import Anderson as Anderson
 from jaxdiv.solvers.block_cd import BlockCD as BlockCD
