@@ -40,6 +40,8 @@ claims: $(VENV)/.installed-experiments ## run the papers' claims and write exper
 bench: $(VENV)/.installed-bench ## time jaxdiv against its peers
 	$(BIN)/python -m experiments.bench.composition $(ARGS)
 	$(BIN)/python -m experiments.bench.ot
+	$(BIN)/python -m experiments.bench.bilevel
+	$(BIN)/python -m experiments.bench.transforms
 
 notebooks: $(VENV)/.installed-test ## execute the notebooks
 	$(BIN)/python -m pytest tests/notebooks $(ARGS)
