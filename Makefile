@@ -40,6 +40,7 @@ claims: $(VENV)/.installed-experiments ## run the papers' claims and write exper
 bench: $(VENV)/.installed-bench ## time jaxdiv against its peers
 	$(BIN)/python -m experiments.bench.composition $(ARGS)
 	$(BIN)/python -m experiments.bench.ot
+	$(BIN)/python -m experiments.bench.implicit
 	$(BIN)/python -m experiments.bench.bilevel
 	$(BIN)/python -m experiments.bench.transforms
 

@@ -23,9 +23,7 @@ from jaxdiv.implicit.equation import Solve, attach, freeze, label
 Fun = Callable[..., Any]
 
 
-def custom_root(
-    optimality_fun: Fun, has_aux: bool = False, solve: Solve = "auto"
-) -> Callable[[Fun], Fun]:
+def custom_root(optimality_fun: Fun, has_aux: bool = False, solve: Solve = "auto") -> Callable[[Fun], Fun]:
     """Returns a decorator that gives a solver the derivatives of the root of `optimality_fun`.
 
     Args:
