@@ -75,6 +75,7 @@ NOT_MEMBERS = {
         "Ball": "protocol",
         "Kappa": "type",
         "LMO": "type",
+        "MuPScaling": "type",
         "add_noise": "optax's own; test_gradient_noise",
         "cosine_power_schedule": "a schedule; test_cosine_power",
     },

@@ -9,4 +9,5 @@ from .functional import functional as functional
 from .hyper_conv import HyperConv as HyperConv
 from .hyper_dense import HyperDense as HyperDense
 from .mlp import MLP as MLP
+from .mup_mlp import MuMLP as MuMLP
 from .sharp_sep_conv import SharpSepConv as SharpSepConv

@@ -23,6 +23,11 @@ from jaxdiv.transforms.lmo import Ball as Ball
 from jaxdiv.transforms.lmo import newton_schulz as newton_schulz
 from jaxdiv.transforms.lmo import rms_operator as rms_operator
 from jaxdiv.transforms.mfac import scale_by_mfac as scale_by_mfac
+from jaxdiv.transforms.mup import MuPScaling as MuPScaling
+from jaxdiv.transforms.mup import mup_scaling as mup_scaling
+from jaxdiv.transforms.mup import scale_by_mup as scale_by_mup
 from jaxdiv.transforms.noise_adaptive_lmo import scale_by_noise_adaptive_lmo as scale_by_noise_adaptive_lmo
 from jaxdiv.transforms.perp_grad import perp_grad as perp_grad
+from jaxdiv.transforms.powerprop import powerprop as powerprop
+from jaxdiv.transforms.powerprop import scale_by_powerprop as scale_by_powerprop
 from jaxdiv.transforms.proximal_weight_decay import add_proximal_weight_decay as add_proximal_weight_decay
