@@ -1,6 +1,7 @@
 """Figures of the diagnostics, as a paper shows them; matplotlib is imported when one is drawn.
 
-Each function returns a new ``matplotlib.figure.Figure``, which shows itself in a notebook and has ``savefig``.
+Each function returns a new ``matplotlib.figure.Figure``, which has ``savefig`` and shows itself in a notebook where
+``%matplotlib inline`` was said.
 """
 
 from collections.abc import Mapping
