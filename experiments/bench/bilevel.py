@@ -287,10 +287,6 @@ def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
     styles = ("-", "--", ":")
     for column, (problem, entries) in enumerate(results.items()):
         least = min(point[2] for entry in entries.values() for curve in entry["curves"] for point in curve)
-        first = next(iter(entries.values()))["curves"][0][0][2]
-        for row in range(2):
-            # What diverges leaves the picture.
-            axes[row, column].set_ylim(top=2 * (first - least))
         for i, (name, entry) in enumerate(entries.items()):
             middle = np.median(np.array(entry["curves"], float), 0)
             for row, x in enumerate((0, 1)):
@@ -301,6 +297,10 @@ def plot(results: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
                     linestyle=styles[i // 10 % 3],
                     label=name,
                 )
+        first = next(iter(entries.values()))["curves"][0][0][2]
+        for row in range(2):
+            # What diverges leaves the picture.
+            axes[row, column].set_ylim(top=2 * (first - least))
         axes[0, column].set(title=problem, xlabel="passes over the data")
         axes[1, column].set(xlabel="seconds")
     for row in range(2):
