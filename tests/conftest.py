@@ -18,8 +18,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Tracing makes garbage beside a large heap that lives for the session.
 gc.set_threshold(400_000, 50, 100)
 
+from pathlib import Path  # noqa: E402
+
 import chex  # noqa: E402
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=20)
@@ -30,3 +33,12 @@ hypothesis.settings.load_profile("suite")
 def _count_traces_afresh():
     """chex counts traces by a function's name, across tests."""
     chex.clear_trace_counter()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_compiled_programs():
+    """Linux gives a process some 65,000 memory maps, and every compiled program keeps several."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()

@@ -141,8 +141,8 @@ def make_step(
         ... )
         >>> state = init(jnp.zeros(2), jnp.zeros(2), bilevel.Data(), jax.random.key(0))
         >>> state, info = jax.lax.scan(lambda s, _: step(s, bilevel.Data()), state, length=50)
-        >>> state.outer.round(3)
-        Array([3., 3.], dtype=float32)
+        >>> [round(x, 3) for x in state.outer.tolist()]
+        [3.0, 3.0]
     """
     checks.in_range("inner_steps", inner_steps, 1)
 

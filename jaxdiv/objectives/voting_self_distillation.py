@@ -90,7 +90,7 @@ def voting_self_distillation(
         ...     value, (state, _) = objective.apply(scale * jnp.eye(3), state, batch, key)
         ...     values.append(round(float(value), 3))
         >>> values
-        [0.0, 0.0, 0.13]
+        [0.0, 0.0, 0.125]
     """
     for option, count in (("interval", interval), ("num_teachers", num_teachers)):
         if count < 1:

@@ -65,7 +65,7 @@ def cosine_power_schedule(
         >>> from jaxdiv import transforms
         >>> schedule = transforms.cosine_power_schedule(0.1, 5, order=10.0)
         >>> [round(float(schedule(count)), 4) for count in range(6)]
-        [0.1, 0.0524, 0.0182, 0.0036, 0.0, 0.0]
+        [0.1, 0.05, 0.0173, 0.0035, 0.0, 0.0]
     """
     checks.in_range("order", order, 1.0, open_high=True)
     if warmup_steps < 0:
