@@ -11,6 +11,7 @@ References:
     Kwon, Kim, Park, Choi (2021), ASAM, eq. (8).
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -51,20 +52,7 @@ def sam(
     """
     checks.in_range("rho", rho, 0.0)
 
-    def whole(
-        loss_fn: LossFn,
-        params: Params,
-        oracle_state: State,
-        loss_state: State,
-        batch: Batch,
-        key: Key,
-    ) -> Evaluation:
-        result, gradient, oracle_state, new_state = base.value_and_grad(
-            loss_fn, params, oracle_state, loss_state, batch, key
-        )
-        perturbed = core.perturb(params, gradient, rho, geometry=geometry)
-        _, gradient, _, _ = base.value_and_grad(loss_fn, perturbed, oracle_state, loss_state, batch, key)
-        return result, gradient, oracle_state, new_state
+    whole = partial(within, base, rho, geometry)
 
     def chunked(
         loss_fn: LossFn,
@@ -115,6 +103,26 @@ def sam(
         return (value, Aux(terms=terms, losses=losses, metrics=metrics)), gradient, *states
 
     return Oracle(base.init, whole if m is None else chunked)
+
+
+def within(
+    base: Oracle,
+    radius: Numeric,
+    geometry: core.Geometry,
+    loss_fn: LossFn,
+    params: Params,
+    oracle_state: State,
+    loss_state: State,
+    batch: Batch,
+    key: Key,
+) -> Evaluation:
+    """The base oracle's gradient at the worst parameters within `radius`; all else from the given parameters."""
+    result, gradient, new_oracle, new_state = base.value_and_grad(
+        loss_fn, params, oracle_state, loss_state, batch, key
+    )
+    perturbed = core.perturb(params, gradient, radius, geometry=geometry)
+    _, gradient, _, _ = base.value_and_grad(loss_fn, perturbed, oracle_state, loss_state, batch, key)
+    return result, gradient, new_oracle, new_state
 
 
 def _wide(x: Any) -> jax.Array:

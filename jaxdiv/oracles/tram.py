@@ -30,6 +30,7 @@ from jaxdiv.core import checks
 from jaxdiv.core.types import Apply, Batch, Key, LossFn, Numeric, Params, Scalar, State
 from jaxdiv.oracles.oracle import Evaluation, Oracle
 from jaxdiv.oracles.outputs import ModelState, evaluate, mean_over_batch, no_state
+from jaxdiv.oracles.sam import within
 
 Distance: TypeAlias = str | divergences.FDivergence | Callable[[Array, Array], Array]
 """A divergence of ``(reference outputs, outputs)``: an f-divergence of logits or its name, or a function that gives
@@ -116,7 +117,7 @@ def tram(
         reference = jax.tree.map(lambda r, w: r.astype(jnp.result_type(w)), oracle_state.reference, params)
         past, present = outputs(reference, record.inputs), outputs(params, record.inputs)
         radius = scale * distance("tram", past, present, record.weights)
-        result, gradient, base_state, new_state = _within(
+        result, gradient, base_state, new_state = within(
             base, radius, geometry, loss_fn, params, oracle_state.base, loss_state, batch, key
         )
         reference = jax.tree.map(
@@ -185,29 +186,9 @@ def tram_x(
         # A stream of its own, besides the one of the loss.
         noisy = _noisy(record.inputs, sigma, jax.random.fold_in(key, 0x7A3))
         radius = scale * distance("tram_x", outputs(noisy), outputs(record.inputs), record.weights)
-        return _within(base, radius, geometry, loss_fn, params, oracle_state, loss_state, batch, key)
+        return within(base, radius, geometry, loss_fn, params, oracle_state, loss_state, batch, key)
 
     return Oracle(base.init, value_and_grad)
-
-
-def _within(
-    base: Oracle,
-    radius: Scalar,
-    geometry: core.Geometry,
-    loss_fn: LossFn,
-    params: Params,
-    oracle_state: State,
-    loss_state: State,
-    batch: Batch,
-    key: Key,
-) -> Evaluation:
-    """SAM's two evaluations, with a radius that is known already."""
-    result, gradient, new_oracle, new_state = base.value_and_grad(
-        loss_fn, params, oracle_state, loss_state, batch, key
-    )
-    perturbed = core.perturb(params, gradient, radius, geometry=geometry)
-    _, gradient, _, _ = base.value_and_grad(loss_fn, perturbed, oracle_state, loss_state, batch, key)
-    return result, gradient, new_oracle, new_state
 
 
 def _distance(divergence: Distance) -> Callable[[str, Array, Array, Float[Array, " B"]], Scalar]:
