@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdiv.bilevel.problem import Data, Losses, Problem
 from jaxdiv.bilevel.sampler import Sampler
-from jaxdiv.core import Status
+from jaxdiv.core import Status, strong
 from jaxdiv.core.types import Key, Scalar
 
 # A number that no step and no draw reaches.
@@ -141,14 +141,14 @@ def algorithm(
             raise ValueError(f"data must be bilevel.Data(inner=..., outer=...); got {type(data).__name__}.")
         x, y = _variable("outer", outer), _variable("inner", inner)
         if problem.project is not None:
-            x, y = _like((x, y), problem.project(x, y))
+            x, y = like((x, y), problem.project(x, y))
         keys = jax.random.split(jax.random.fold_in(key, _APART), 3)
         memory = (
             problem.inner.init((x, y), data.inner, keys[0]),
             problem.outer.init((x, y), data.outer, keys[1]),
         )
-        extra = _strong(start(Draws(problem, memory, data, sampler, keys[2]), x, y))
-        return BilevelState(x, y, extra, _strong(memory), key, jnp.zeros((), jnp.int32))
+        extra = strong(start(Draws(problem, memory, data, sampler, keys[2]), x, y))
+        return BilevelState(x, y, extra, strong(memory), key, jnp.zeros((), jnp.int32))
 
     def step(state: BilevelState, data: Data) -> tuple[BilevelState, Info]:
         x, y, memory = state.outer, state.inner, state.memory
@@ -161,7 +161,7 @@ def algorithm(
         x, y, extra, info = advance(draws, x, y, state.extra, state.step)
         if problem.project is not None:
             x, y = problem.project(x, y)
-        x, y, extra = _like((state.outer, state.inner, state.extra), (x, y, extra))
+        x, y, extra = like((state.outer, state.inner, state.extra), (x, y, extra))
         return BilevelState(x, y, extra, memory, state.key, state.step + 1), info
 
     return Algorithm(init, step)
@@ -202,19 +202,9 @@ def _variable(name: str, tree: PyTree) -> PyTree:
         raise ValueError(
             f"{name} must be a pytree of floating arrays; got {got}; put what is not optimized into the data."
         )
-    return _strong(tree)
+    return strong(tree)
 
 
-def _strong(tree: PyTree) -> PyTree:
-    """Arrays of the types that a step returns, so that the second step does not compile again."""
-
-    def fix(leaf: Any) -> Any:
-        leaf = jnp.asarray(leaf)
-        return jax.lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf
-
-    return jax.tree.map(fix, tree)
-
-
-def _like(old: PyTree, new: PyTree) -> PyTree:
+def like(old: PyTree, new: PyTree) -> PyTree:
     """The new values in the old dtypes."""
-    return jax.tree.map(lambda a, b: jnp.asarray(b).astype(a.dtype), old, new)
+    return jax.tree.map(lambda a, b: jnp.asarray(b).astype(jnp.asarray(a).dtype), old, new)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
-from jaxdiv.bilevel.algorithm import apply
+from jaxdiv.bilevel.algorithm import apply, like
 from jaxdiv.bilevel.problem import Losses
 from jaxdiv.core.types import Numeric, Scalar
 
@@ -59,11 +59,6 @@ class _State(NamedTuple):
 def at(strong_convexity: StrongConvexity, x: PyTree) -> Numeric:
     """μ at x."""
     return strong_convexity(x) if callable(strong_convexity) else strong_convexity
-
-
-def like(old: PyTree, new: PyTree) -> PyTree:
-    """The new carry of a loop in the dtypes of the old one."""
-    return jax.tree.map(lambda a, b: jnp.asarray(b).astype(jnp.asarray(a).dtype), old, new)
 
 
 def inner_solution(

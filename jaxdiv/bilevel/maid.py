@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdiv.bilevel.algorithm import Algorithm, Draws, Info, algorithm, report
+from jaxdiv.bilevel.algorithm import Algorithm, Draws, Info, algorithm, like, report
 from jaxdiv.bilevel.inexact_hypergradient import (
     BoundedEstimate,
     BoundState,
@@ -40,7 +40,6 @@ from jaxdiv.bilevel.inner_solution import (
     InnerTransform,
     StrongConvexity,
     inner_solution,
-    like,
 )
 from jaxdiv.bilevel.problem import Losses, Problem
 from jaxdiv.bilevel.sampler import full_batch

@@ -15,6 +15,7 @@ from .perturb import perturbation as perturbation
 from .progress import progress_bar as progress_bar
 from .pytree import pytree_dataclass as pytree_dataclass
 from .pytree import static_field as static_field
+from .pytree import strong as strong
 from .solver import Learner as Learner
 from .solver import Progress as Progress
 from .solver import Solution as Solution

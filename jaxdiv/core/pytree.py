@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 C = TypeVar("C")
 
@@ -63,3 +65,18 @@ def pytree_dataclass(cls: type[C]) -> type[C]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def strong(tree: PyTree) -> PyTree:
+    """The leaves as arrays without weak types, so that what a step gives has the types of what it got.
+
+    Example:
+        >>> strong({"step": 0.5})["step"].weak_type
+        False
+    """
+
+    def fix(x: Any) -> Array:
+        x = jnp.asarray(x)
+        return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
+
+    return jax.tree.map(fix, tree)

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxdiv.core.pytree import pytree_dataclass
+from jaxdiv.core.pytree import pytree_dataclass, strong
 from jaxdiv.core.status import RUNNING, Status, raise_if_failed
 
 Progress: TypeAlias = Callable[[int, float], None]
@@ -172,7 +172,7 @@ def _run(
 ) -> Solution:
     leaves = [s if t is None else t for t, s in zip(traced, static, strict=True)]
     solver, y0, args, resumed = jax.tree.unflatten(structure, leaves)
-    first = _strong(solver.init(y0, *args) if resumed is None else resumed)
+    first = strong(solver.init(y0, *args) if resumed is None else resumed)
     _check_scalars(first)
     every = max(1, max_steps // _REPORTS)
 
@@ -182,7 +182,7 @@ def _run(
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         state, status, steps, errors = carry
-        new = _strong(solver.step(state, *args))
+        new = strong(solver.step(state, *args))
         _check_same(state, new)
         claims = new.status == Status.CONVERGED
         overflown = jnp.isinf(new.error) & (jnp.isfinite(state.error) | claims)
@@ -224,16 +224,6 @@ def _run(
 def _tell(progress: Progress, report: Any, steps: Any, error: Any) -> None:
     if report:
         progress(int(steps), float(error))
-
-
-def _strong(state: PyTree) -> PyTree:
-    """Fixes weak types, so that resuming from a result meets the types of the first call."""
-
-    def fix(x: Any) -> Array:
-        x = jnp.asarray(x)
-        return jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x
-
-    return jax.tree.map(fix, state)
 
 
 def _check_scalars(state: PyTree) -> None:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxdiv.core import strong
 from jaxdiv.core.types import Key, State
 from jaxdiv.sampling import Sampler, shuffle
 from jaxdiv.train.folder import Row, RunFolder
-from jaxdiv.train.step import strong
 
 
 class Fit(NamedTuple):

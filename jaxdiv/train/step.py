@@ -7,8 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
+from jaxdiv.core import strong
 from jaxdiv.core.types import Batch, Key, Params, Scalar, State
 from jaxdiv.objectives import Objective
 from jaxdiv.oracles import Oracle
@@ -35,11 +36,6 @@ class TrainState(NamedTuple):
     opt_state: State
     key: Key
     step: Int[Array, ""]
-
-
-def strong(tree: PyTree) -> PyTree:
-    """The same arrays without weak types, so that the first step is compiled once for all the others."""
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
 
 
 def _is_inexact(leaf: Any) -> bool:
