@@ -34,11 +34,10 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from scipy import stats
 
+from experiments.report import interval, terminal
 from jaxdiv import diagnostics, divergences, losses, nn, objectives, oracles, sampling, train
 from jaxdiv.testing import data as datasets
 
@@ -219,9 +218,7 @@ def main(config: Config) -> dict[str, Any]:
     results = {"config": as_json(config), "rows": rows, "table": summarize(rows)}
     write_json(out / "results.json", results)
     plot(results["table"], out / "tradeoff.png")
-    console = Console()
-    if not console.is_terminal:  # piped, where rich would take 80 columns
-        console = Console(width=120)
+    console = terminal()
     console.print(render(results["table"], config))
     console.print(f"table, figure and logs are in {out}")
     return results
@@ -245,14 +242,8 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for model in dict.fromkeys(row["model"] for row in rows):
         entry: dict[str, Any] = {"model": model}
         for metric in METRICS:
-            values = np.array([row[metric] for row in rows if row["model"] == model])
-            half = None
-            if len(values) > 1:
-                half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-            entry[metric] = {
-                "mean": float(values.mean()),
-                "half_width": None if half is None else float(half),
-            }
+            mean, half = interval([row[metric] for row in rows if row["model"] == model])
+            entry[metric] = {"mean": mean, "half_width": None if math.isnan(half) else half}
         table.append(entry)
     return table
 

@@ -26,10 +26,9 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
-from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
+from experiments.report import interval, terminal
 from jaxdiv import bilevel, diagnostics, divergences, losses, nn, objectives
 from jaxdiv.testing.data import digits
 
@@ -234,15 +233,6 @@ def results_of(config: Config) -> list[dict[str, Any]]:
     return results
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval (Student's t)."""
-    x = np.array(values)
-    if len(x) < 2:
-        return float(x.mean()), math.nan
-    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
-    return float(x.mean()), float(half)
-
-
 def render(results: list[dict[str, Any]], config: Config) -> Table:
     view = Table(
         title=f"digits, {config.seeds} seeds, {config.trainings} trainings each: "
@@ -285,9 +275,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise ValueError(
             f"--trainings must be at least 2, one to tune and one to train; got {config.trainings}."
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = terminal()
     with console.status(f"tuning for {config.seeds} seeds"):
         results = results_of(config)
     console.print(render(results, config))

@@ -41,11 +41,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxopt import implicit_diff, linear_solve
-from rich.console import Console
 from rich.table import Table
 
 from experiments.bench import composition
 from experiments.bench.implicit_problems import Problem, condition, descend, loss, problem, route
+from experiments.report import terminal
 from jaxdiv import implicit, linalg
 
 Section = Literal["peers", "unrolled", "path"]
@@ -369,9 +369,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 4; got {getattr(config, name)}.")
     if config.repetitions < 7:
         raise ValueError(f"--repetitions must be at least 7; got {config.repetitions}.")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
+    console = terminal()
     results: list[dict[str, Any]] = []
     cases = [
         problem(kind, strength, config.rows, config.features, config.seed)

@@ -36,10 +36,10 @@ import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from experiments.bench import ot_peers, ot_problems
+from experiments.report import terminal
 
 Section = Literal["small-epsilon", "images", "easy", "memory"]
 # Ratios to reach: against RegOT at up to 500 points and at more, against plain Sinkhorn, on images, against OTT's
@@ -281,9 +281,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         raise ValueError(f"--repetitions must be at least 5; got {config.repetitions}.")
     if not config.cap > 0:
         raise ValueError(f"--cap must be positive; got {config.cap}.")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 110
+    console = terminal(110)
     rows: list[dict[str, Any]] = []
     for section in config.sections:
         # The other libraries' matrices are float64.

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from experiments.bench import composition
+from experiments.report import terminal
 from jaxdiv import convex, linalg, losses, objectives, oracles, train, transforms
 
 MATRICES = 4
@@ -344,9 +344,7 @@ def main(config: Config) -> dict[str, Any]:
     if not set(config.only) <= set(names):
         raise ValueError(f"--only must name some of {'; '.join(names)}; got {config.only}.")
     results = {"transforms": updates(config), "mfac": inverse_fisher(config), "oracles": steps(config)}
-    console = Console()
-    if not console.is_terminal:  # piped, where rich would take 80 columns
-        console = Console(width=120)
+    console = terminal()
     console.print(*render(results, config), sep="\n")
     environment = composition.environment()
     console.print(", ".join(f"{name} {text}" for name, text in environment.items()), highlight=False)

@@ -28,12 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from experiments import full_batch
 from experiments.oracles import minibatches
+from experiments.report import terminal
 from jaxdiv import convex, diagnostics, linalg, losses, nn, objectives, oracles, train, transforms
 from jaxdiv.testing.data import digits
 
@@ -383,9 +383,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     everything = {"config": dataclasses.asdict(config), "rows": rows}
     (config.out / "results.json").write_text(json.dumps(everything, indent=1, default=str))
     plot(rows, config, config.out / "curves.png")
-    console = Console()
-    if not console.is_terminal:  # piped, where rich would take 80 columns
-        console = Console(width=120)
+    console = terminal()
     console.print(render(rows, config))
     console.print(f"results and figure are in {config.out}")
     return rows
