@@ -5,6 +5,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from jaxdiv.convex import arguments
 from jaxdiv.core import checks
 from jaxdiv.core.types import Numeric
 
@@ -36,18 +37,8 @@ def project_box(
         [0.0, 0.5, 1.0]
     """
     wide = checks.floating("x", x)
-    for name, bound in (("low", low), ("high", high)):
-        try:
-            fits = np.broadcast_shapes(wide.shape, jnp.shape(bound)) == wide.shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"{name} must broadcast to x of shape {wide.shape}; got shape {jnp.shape(bound)}."
-            )
+    bounds = [arguments.like(name, bound, wide) for name, bound in (("low", low), ("high", high))]
     if checks.concrete(low) and checks.concrete(high) and not np.all(np.asarray(low) <= np.asarray(high)):
         raise ValueError(f"low must not exceed high, nor either be NaN; got low={low} and high={high}.")
-    clipped = optax.projections.projection_box(
-        wide, jnp.asarray(low, wide.dtype), jnp.asarray(high, wide.dtype)
-    )
+    clipped = optax.projections.projection_box(wide, *bounds)
     return clipped.astype(jnp.result_type(x))
