@@ -8,6 +8,7 @@ from .numerics import logsumexp as logsumexp
 from .numerics import safe_norm as safe_norm
 from .numerics import safe_sqrt as safe_sqrt
 from .numerics import two_sum as two_sum
+from .numerics import widen as widen
 from .numerics import xlogy as xlogy
 from .perturb import Geometry as Geometry
 from .perturb import perturb as perturb

@@ -22,6 +22,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxdiv.core import checks
@@ -267,3 +268,14 @@ def compensated_sum(
     flat = jnp.transpose(x, [*kept, *axes]).reshape([x.shape[i] for i in kept] + [-1])
     out = _sum_last(flat) if x.size else jnp.zeros(flat.shape[:-1], x.dtype)
     return jnp.expand_dims(out, axes) if keepdims else out
+
+
+def widen(x: ArrayLike) -> Array:
+    """The array in float32, or in its own dtype where that is wider.
+
+    Example:
+        >>> widen(jnp.ones(2, jnp.bfloat16)).dtype
+        dtype('float32')
+    """
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

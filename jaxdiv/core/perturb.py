@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxdiv.core import checks
-from jaxdiv.core.numerics import safe_norm
+from jaxdiv.core.numerics import safe_norm, widen
 from jaxdiv.core.types import Numeric, Params
 
 Geometry: TypeAlias = Literal["l2", "linf", "leafwise", "adaptive", "adaptive_linf"]
@@ -121,7 +121,7 @@ def _wide(params: Params, direction: PyTree, radius: Numeric, geometry: str, eta
         got = jax.tree.structure(direction)
         raise ValueError(f"direction must have the structure of params {structure}; got {got}.") from error
     moved = [i for i, w in enumerate(leaves) if w is not None and _inexact(w)]
-    w, d = ([_widen(tree[i]) for i in moved] for tree in (leaves, directions))
+    w, d = ([widen(tree[i]) for i in moved] for tree in (leaves, directions))
     for x, y in zip(w, d, strict=True):
         checks.same_shape(params=x, direction=y)
     scale = [jnp.abs(x) + eta if geometry.startswith("adaptive") else jnp.ones_like(x) for x in w]
@@ -142,11 +142,6 @@ def _wide(params: Params, direction: PyTree, radius: Numeric, geometry: str, eta
 
 def _inexact(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-
-
-def _widen(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _promoted(xs: list[Array]) -> list[Array]:

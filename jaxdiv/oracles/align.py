@@ -72,9 +72,7 @@ def align(*primary: str) -> Oracle:
 
 def _combine(g_primary: Any, g_other: Any) -> Any:
     dtypes = jax.tree.map(lambda g: g.dtype, g_primary)
-    g_primary, g_other = jax.tree.map(
-        lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), (g_primary, g_other)
-    )
+    g_primary, g_other = jax.tree.map(core.widen, (g_primary, g_other))
     # Along the unit vector, so that no square over- or underflows; 0 where the primary gradient is 0.
     unit = core.perturbation(g_primary, g_primary, 1.0)
     conflict = jnp.minimum(optax.tree.vdot(g_other, unit), 0.0)

@@ -82,7 +82,7 @@ def sam(
             )
             averaged = (value, aux["terms"], aux["metrics"], gradient)
             # A chunk of pure padding may hold anything.
-            scaled = jax.tree.map(lambda x: jnp.where(mass == 0, 0.0, mass * _wide(x)), averaged)
+            scaled = jax.tree.map(lambda x: jnp.where(mass == 0, 0.0, mass * core.widen(x)), averaged)
             return (oracle_state, loss_state), scaled, aux["losses"]
 
         def step(carry: tuple[Any, Any], chunk: tuple[Any, Any, Any]) -> tuple[Any, Any]:
@@ -123,7 +123,3 @@ def within(
     perturbed = core.perturb(params, gradient, radius, geometry=geometry)
     _, gradient, _, _ = base.value_and_grad(loss_fn, perturbed, oracle_state, loss_state, batch, key)
     return result, gradient, new_oracle, new_state
-
-
-def _wide(x: Any) -> jax.Array:
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

@@ -19,14 +19,13 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxdiv import objectives
+from jaxdiv import core, objectives
 from jaxdiv.core import checks
 from jaxdiv.core.types import Apply, Batch, Key, LossFn, Numeric, Params, Scalar, State
 from jaxdiv.objectives.record import raised
@@ -119,10 +118,10 @@ def target_surrogate(
             loss_fn, params, oracle_state, loss_state, batch, key
         )
         # The inner steps are taken in float32 or wider: they may be below the resolution of a half precision.
-        start = jax.tree.map(_widen, params)
+        start = jax.tree.map(core.widen, params)
         anchor, pull = jax.vjp(outputs, start)
         slope = jax.grad(lambda z: mean(loss(z, raised(record.targets))))(anchor)
-        unexplained = jax.tree.map(lambda g, h: _widen(g) - h, direction, pull(slope)[0])
+        unexplained = jax.tree.map(lambda g, h: core.widen(g) - h, direction, pull(slope)[0])
 
         def surrogate(moved: Params) -> Scalar:
             z = outputs(moved)
@@ -145,8 +144,3 @@ def target_surrogate(
         return result, displacement, oracle_state, new_state
 
     return Oracle(base.init, value_and_grad)
-
-
-def _widen(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -126,15 +126,11 @@ def udim(
             perturbed = _climb(of_inputs, params, perturbed, rho, step_size)
         slope = jax.grad(inconsistency)(params, perturbed)
         gradient = jax.tree.map(
-            lambda g, s: (_wide(g) + weight * _wide(s)).astype(jnp.result_type(g)), gradient, slope
+            lambda g, s: (core.widen(g) + weight * core.widen(s)).astype(jnp.result_type(g)), gradient, slope
         )
         return result, gradient, oracle_state, new_state
 
     return Oracle(base.init, value_and_grad)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _tensors(h: Float[Array, "B h"], slopes: Float[Array, "B C"]) -> tuple[Array, Array]:
@@ -168,7 +164,7 @@ def _climb(
     # ∂/∂x ||∂L/∂θ|| is the derivative of ∂L/∂x along the unit gradient by θ.
     by_inputs: Any = jax.grad(of_floats, 1)
     slope, turn = jax.jvp(lambda p: by_inputs(p, start), (params,), (ascent,))
-    total = [_wide(s) + _wide(t) for s, t in zip(slope, turn, strict=True)]
+    total = [core.widen(s) + core.widen(t) for s, t in zip(slope, turn, strict=True)]
     flat = [g.reshape(g.shape[0], -1) for g in total]
     norms = core.safe_norm(jnp.concatenate(flat, 1), axis=1)
     norms = jnp.where(norms == 0, 1.0, norms)
